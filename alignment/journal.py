@@ -1,0 +1,83 @@
+"""Finished requests on disk, so that nothing that was generated is lost or paid for twice.
+
+One JSON line per finished request, `{"key", "text", "finish"}`, where the key hashes everything that determines the
+reply: engine and model, prompt, sampling, seed. A change of any of these finds nothing stale; a change of a filter or
+parser finds everything. `kill -9`, run again: a torn last line is cut off and the rest is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from alignment.runs import UserError
+
+
+def key(**determinants: Any) -> str:
+    """A hash of everything that determines a reply."""
+    canonical = json.dumps(determinants, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+class Journal:
+    """The journal beside `output`, open for one writer. Used as a context manager.
+
+    Raises UserError where another process, which the message names, has it open.
+    """
+
+    def __init__(self, output: Path):
+        self.path = output.with_name(output.name + ".journal.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it at kill -9
+        except BlockingIOError:
+            _, writer, _ = self._read()
+            self._file.close()
+            raise UserError(f"{output} is being written by {writer}; wait for it, or stop it") from None
+        self._replies, _, end = self._read()
+        self._file.truncate(end)
+        self._append({"writer": f"process {os.getpid()} on {socket.gethostname()}"})
+
+    def _read(self) -> tuple[dict[str, tuple[str, str]], str, int]:
+        """The replies so far, the last writer's name, and where the whole lines end."""
+        replies, writer, end = {}, "another process", 0
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                if "writer" in row:
+                    writer = row["writer"]
+                else:
+                    replies[row["key"]] = (row["text"], row["finish"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"journal {self.path} is damaged at byte {end}; mend or delete it") from None
+            end += len(line)
+        return replies, writer, end
+
+    def _append(self, row: dict) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def get(self, request: str) -> tuple[str, str] | None:
+        """(text, finish) of a finished request by its key, or None."""
+        return self._replies.get(request)
+
+    def add(self, request: str, text: str, finish: str) -> None:
+        self._replies[request] = (text, finish)
+        self._append({"key": request, "text": text, "finish": finish})
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not exception or exception[0] is None:
+            os.fsync(self._file.fileno())
+        self._file.close()

