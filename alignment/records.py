@@ -55,25 +55,25 @@ def read_prompts(path: Path) -> list[str]:
     return lines
 
 
-def read_responses(path: Path, num_prompts: int) -> list[str | None]:
-    """One reply per prompt, null where none came. Files of the released code are read too."""
+def read_responses(path: Path, num_prompts: int, limit: int | None = None) -> list[str | None]:
+    """One reply per prompt, null where none came; the first `limit`. Files of the released code are read too."""
     rows = read_json(path, "response file")
     if not isinstance(rows, list):
         raise UserError(f"response file {path} holds a {type(rows).__name__}, not a list of replies")
     if len(rows) < num_prompts:
         raise UserError(
-            f"response file {path} has {len(rows)} replies, {num_prompts - len(rows)} fewer than there are prompts; "
-            "run --mode rg again to complete it"
+            f"response file {path} has {len(rows)} replies, {num_prompts - len(rows)} fewer than the {num_prompts} "
+            "prompts; complete it with --mode rg, or give --limit"
         )
-    if len(rows) > num_prompts:
+    if len(rows) > num_prompts and limit is None:
         raise UserError(
-            f"response file {path} has {len(rows)} replies, {len(rows) - num_prompts} more than there are prompts; "
-            "it belongs to another prompts.txt, or give --limit as it was given to --mode rg"
+            f"response file {path} has {len(rows)} replies, {len(rows) - num_prompts} more than the {num_prompts} "
+            "prompts; it was made for another prompts.txt"
         )
     for row, reply in enumerate(rows):
         if reply is not None and not isinstance(reply, str):
             raise UserError(f"response file {path}, row {row} is a {type(reply).__name__}, not a string or null")
-    return rows
+    return rows[:num_prompts]
 
 
 def json_list(rows: Iterable[Any]) -> Iterator[str]:

@@ -1,0 +1,352 @@
+"""ALMoST, step 1: synthetic comparisons from nothing but a language model, a hundred seed prompts and a few dialogues.
+
+    --mode pg   seed prompts -> new prompts                     writes prompts.txt
+    --mode rg   prompts x demonstrations x shots -> responses   writes <model>-<demo>-<k>shot.json, one a configuration
+    --mode cs   responses -> ranked, filtered, binarised pairs  writes comparison.json
+
+All three read and write --output_dir, keep a journal of finished requests there, and go on where they were stopped:
+
+    python synthetic_feedback.py --mode pg --prompt_file_path assets/seed_prompts.txt --num_generation 100 \\
+        --model_name_or_path saved_models/SmolLM2-135M-Instruct --output_dir outputs/almost
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from alignment import prompts, records
+from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
+from alignment.generation import Request, Sampling, add_engine_arguments, engine_from, generate, record_seed
+from alignment.journal import Journal
+from alignment.ranking import binarise
+from alignment.runs import (
+    ArgumentParser,
+    UserError,
+    boolean,
+    check_output_dir,
+    nearest,
+    number,
+    run,
+    table,
+    write_run_card,
+)
+
+DUPLICATE = 0.5  # ROUGE-L F against a seed or accepted prompt; the released call, where its function's default is 0.7
+STALLED = 1_000  # pg stops when the last so many candidates ...
+STALLED_ACCEPTS = 5  # ... brought fewer than so many prompts
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--mode", required=True, choices=("pg", "rg", "cs"), help="which of the three steps")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of prompts.txt and all that follows")
+    parser.add_argument(
+        "--prompt_file_path", type=Path, nargs="+", metavar="FILE",
+        help="pg: the seed file; rg: demonstration files, several in one call load the model once",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model_name_or_path", metavar="MODEL",
+        help="folder or hub name; with --backend simulated also its settings: writer-7b?quality=0.4&latency=0.01",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_generation", type=number(int, 1), default=100, help="pg: prompts to accept (default: 100)"
+    )
+    parser.add_argument(
+        "--n_shot", type=number(int, 1), nargs="+",
+        help="examples before the prompt: pg queries (default: 10); rg dialogues, one or several counts (default: 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch_size", type=number(int, 1), default=256,
+        help="pg: candidates drawn between two updates of the shots' pool; hf: sequences decoded together at most "
+        "(default: 256; the released code's 4 leaves an engine idle)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rubric", nargs="+", metavar="CONFIG",
+        help="cs: configurations, best first; equal ranks as a,b",
+    )  # fmt: skip
+    parser.add_argument("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
+    parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
+    parser.add_argument(
+        "--max_new_tokens", type=number(int, 1),
+        help="default: 64 for pg; 384 for rg, 768 where the demonstrations' name has Faithful in it",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=42, help="each record's own seed derives from it (default: 42)")
+    parser.add_argument("--limit", type=number(int, 1), help="rg, cs: only the first so many prompts (default: all)")
+    parser.add_argument(
+        "--legacy", type=boolean, nargs="?", const=True, default=False,
+        help="pg, rg: read queries, drop long ones and space turns as the released code does (docs/almost.md, A1 A2 A7)",
+    )  # fmt: skip
+    add_engine_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    check_output_dir(args.output_dir)
+    {"pg": generate_prompts, "rg": generate_responses, "cs": construct_comparisons}[args.mode](args)
+
+
+# pg: seed prompts -> prompts
+
+
+def generate_prompts(args: argparse.Namespace) -> None:
+    seed_file = only_one(args.prompt_file_path, "--prompt_file_path", "the seed file")
+    n_shot = only_one(args.n_shot or [10], "--n_shot", "a number of queries")
+    seeds = prompts.Seeds.read(seed_file, n_shot)
+    engine = engine_from(args)
+    sampling = Sampling(
+        max_tokens=args.max_new_tokens or 64,
+        temperature=1.2 if args.temperature is None else args.temperature,
+        top_p=args.top_p,
+        stop=() if args.legacy else prompts.QUERY_STOP,
+    )
+
+    output = args.output_dir / "prompts.txt"
+    with Journal(output) as journal:
+        accepted, dropped = mine(seeds, engine, sampling, journal, args, n_shot)
+    candidates = len(accepted) + sum(dropped.values())
+    if not accepted:
+        raise UserError(f"no prompt out of {candidates} was accepted ({describe(dropped)}); the model cannot do this task")
+    records.write_whole(output, [prompt + "\n" for prompt in accepted])
+    write_run_card(
+        output, args, inputs=[seed_file],
+        counts={"candidates": candidates, "dropped": dict(dropped), "accepted": len(accepted)},
+    )  # fmt: skip
+    print(f"pg: {candidates:,} candidates -> {len(accepted):,} prompts ({describe(dropped)}): {output}")
+
+
+def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Counter]:
+    """Prompts accepted, at most --num_generation, and how many candidates were dropped for which reason.
+
+    Candidates are drawn in rounds, each from the pool as the round before left it, and judged in their order; so what
+    is accepted depends on the seed and the round sizes alone, however often the run is stopped.
+    """
+    from alignment.rouge import Pool
+
+    parse = prompts.parse_query_as_released if args.legacy else prompts.parse_query
+    rules = QUERY_RULES_AS_RELEASED if args.legacy else QUERY_RULES
+    pool = Pool(seeds.queries, threshold=DUPLICATE)
+    accepted, dropped, drawn = [], Counter(), 0
+    recent = deque(maxlen=STALLED)  # 1 for each candidate accepted
+    while len(accepted) < args.num_generation:
+        if len(recent) == STALLED and sum(recent) < STALLED_ACCEPTS:
+            print(f"pg: stopped, since the last {STALLED:,} candidates brought {sum(recent)} prompts: {describe(dropped)}")
+            break
+        size = round_size(args.num_generation - len(accepted), len(accepted), drawn, args.batch_size)
+        requests = [
+            draw_query_request(seeds, accepted, n_shot, args.seed, index) for index in range(drawn, drawn + size)
+        ]
+        drawn += size
+        label = f"pg {len(accepted)}/{args.num_generation}"
+        for reply in generate(engine, requests, sampling, journal=journal, label=label):
+            query = parse(reply.text or "")
+            reason = "no reply" if reply.text is None else why_drop(query, rules)
+            reason = reason or ("near duplicate" if pool.is_duplicate(query) else None)
+            recent.append(reason is None)
+            if reason:
+                dropped[reason] += 1
+            elif len(accepted) < args.num_generation:
+                accepted.append(query)
+                pool.add(query)
+            else:
+                dropped["not needed"] += 1
+    return accepted, dropped
+
+
+def round_size(missing: int, accepted: int, drawn: int, most: int) -> int:
+    """Candidates to draw next: as many as are missing at the rate so far, in [16, most]."""
+    rate = (accepted + 1) / (drawn + 2)
+    return min(most, max(16, round(missing / rate)))
+
+
+def draw_query_request(seeds, accepted: list[str], n_shot: int, seed: int, index: int) -> Request:
+    """One candidate's request. Its shots are uniform over seeds and accepted prompts, so seeds thin out (section 2.1)."""
+    own_seed = record_seed(seed, "pg", index)
+    population = range(len(seeds.queries) + len(accepted))
+    chosen = random.Random(own_seed).sample(population, n_shot)
+    shots = [seeds.queries[i] if i < len(seeds.queries) else accepted[i - len(seeds.queries)] for i in chosen]
+    return Request(prompts.format_query_prompt(seeds.instruction, shots), own_seed)
+
+
+# rg: prompts -> responses of each configuration
+
+
+def generate_responses(args: argparse.Namespace) -> None:
+    queries, prompts_file = read_queries(args)
+    if not args.prompt_file_path:
+        raise UserError("--prompt_file_path is missing: give the demonstration files")
+    shots = args.n_shot or [3]
+    configurations = [
+        (path, prompts.Demonstrations.read(path, max(shots)), n_shot)
+        for path in args.prompt_file_path
+        for n_shot in shots
+    ]
+    engine = engine_from(args)
+    for path, demonstrations, n_shot in configurations:
+        respond(args, engine, queries, demonstrations, n_shot, inputs=[prompts_file, path])
+
+
+def respond(args, engine, queries: list[str], demonstrations, n_shot: int, inputs: list[Path]) -> None:
+    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`."""
+    output = args.output_dir / f"{configuration_name(args.model_name_or_path, demonstrations.name, n_shot)}.json"
+    sampling = Sampling(
+        max_tokens=args.max_new_tokens or (768 if "Faithful" in demonstrations.name else 384),
+        temperature=1.0 if args.temperature is None else args.temperature,
+        top_p=args.top_p,
+        stop=prompts.REPLY_STOP,
+    )
+    requests = [
+        Request(
+            demonstrations.format_prompt(query, n_shot, legacy=args.legacy),
+            record_seed(args.seed, demonstrations.name, n_shot, index),
+        )
+        for index, query in enumerate(queries)
+    ]
+    with Journal(output) as journal:
+        replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
+    texts = [None if reply.text is None else prompts.parse_reply(reply.text) for reply in replies]
+    records.write_whole(output, records.json_list(texts))
+    finishes = Counter(reply.finish for reply in replies)
+    write_run_card(output, args, inputs=inputs, counts={"prompts": len(queries), "finish": dict(finishes)})
+    print(f"rg: {len(queries):,} prompts -> {len(texts) - texts.count(None):,} replies ({describe(finishes)}): {output}")
+
+
+def configuration_name(model: str, demonstrations: str, n_shot: int) -> str:
+    """`llama-2-7b-hf-Faithful-3shot`, as released."""
+    return f"{Path(model.partition('?')[0]).name.lower()}-{demonstrations}-{n_shot}shot"
+
+
+# cs: responses -> comparisons
+
+
+def construct_comparisons(args: argparse.Namespace) -> None:
+    names, ranks = parse_rubric(args.rubric or [])
+    check_configurations(names, args.output_dir)
+    queries, prompts_file = read_queries(args)
+    files = [args.output_dir / f"{name}.json" for name in names]
+    responses = [records.read_responses(file, len(queries), args.limit) for file in files]
+
+    output = args.output_dir / "comparison.json"
+    counts = Waterfall(names)
+    records.write_whole(output, records.json_list(compare(queries, responses, names, ranks, counts)))
+    print(counts.tables())
+    print(f"cs: {len(queries):,} prompts x {len(names)} -> {sum(counts.pairs.values()):,} comparisons: {output}")
+    write_run_card(output, args, inputs=[prompts_file, *files], counts=counts.as_dict())
+
+
+def parse_rubric(words: list[str]) -> tuple[list[str], list[int]]:
+    """Configurations and their ranks, 0 the best. `A B,C D`, or as one list, `[A, [B, C], D]`: B and C are equals."""
+    text = " ".join(words)
+    if text.startswith("["):
+        groups = re.findall(r"\[([^][]*)\]|([^][, ]+)", text[1:].removesuffix("]"))
+        groups = [[name.strip() for name in (tie or single).split(",")] for tie, single in groups]
+    else:
+        groups = [word.split(",") for word in words]
+    named = [(name.removesuffix(".json"), rank) for rank, group in enumerate(groups) for name in group]
+    if not all(name for name, _ in named):
+        raise UserError(f"--rubric {' '.join(words)} has an empty name; equal ranks are written a,b without a space")
+    names = [name for name, _ in named]
+    if len(groups) < 2:
+        raise UserError("--rubric needs two ranks at least, best first: nothing can be compared with one")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"--rubric names {twice[0]} twice")
+    return names, [rank for _, rank in named]
+
+
+def check_configurations(names: list[str], folder: Path) -> None:
+    there = sorted(path.stem for path in folder.glob("*shot.json"))
+    for name in names:
+        if not (folder / f"{name}.json").is_file():
+            raise UserError(f"--rubric: {folder / name}.json does not exist{nearest(name, there)}")
+
+
+def compare(queries, responses, names, ranks, counts: Waterfall) -> Iterator[dict]:
+    """The comparisons in the prompts' order; `counts` is filled on the way."""
+    for row, query in enumerate(queries):
+        kept = []
+        for column, replies in enumerate(responses):
+            reply = replies[row]
+            reason = "no reply" if reply is None else why_drop(reply, RESPONSE_RULES)
+            if reason:
+                counts.dropped[column][reason] += 1
+            else:
+                kept.append(column)
+        counts.kept[len(kept)] += 1
+        lengths = [len(responses[column][row]) for column in kept]
+        for high, low in binarise([ranks[column] for column in kept], lengths):
+            chosen, rejected = kept[high], kept[low]
+            counts.pairs[chosen, rejected] += 1
+            counts.longer[chosen, rejected] += lengths[high] > lengths[low]
+            yield {
+                "prompt": query,
+                "chosen": responses[chosen][row],
+                "rejected": responses[rejected][row],
+                "meta": f"{names[chosen]}-vs-{names[rejected]}",
+            }
+
+
+class Waterfall:
+    """What happened on the way from responses to comparisons."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.dropped = [Counter() for _ in names]  # per configuration: reason -> responses
+        self.kept = Counter()  # kept responses of a prompt -> prompts
+        self.pairs = Counter()  # (chosen, rejected) configuration -> pairs
+        self.longer = Counter()  # likewise, where the chosen is the longer
+
+    def as_dict(self) -> dict:
+        return {
+            "prompts": sum(self.kept.values()),
+            "prompts_by_kept_responses": {str(kept): self.kept[kept] for kept in sorted(self.kept)},
+            "dropped": {name: dict(dropped) for name, dropped in zip(self.names, self.dropped, strict=True)},
+            "pairs": {self._pair(pair): count for pair, count in sorted(self.pairs.items())},
+            "chosen_is_longer": {self._pair(pair): count for pair, count in sorted(self.longer.items())},
+        }
+
+    def _pair(self, pair: tuple[int, int]) -> str:
+        return f"{self.names[pair[0]]}-vs-{self.names[pair[1]]}"
+
+    def tables(self) -> str:
+        """Responses by configuration and reason, then pairs by configurations, as aligned text."""
+        prompts_seen = sum(self.kept.values())
+        reasons = [reason for reason, _ in [("no reply", None), *RESPONSE_RULES]]
+        reasons = [reason for reason in reasons if any(dropped[reason] for dropped in self.dropped)]
+        head = ["responses", *self.names]
+        rows = [[reason, *(dropped[reason] for dropped in self.dropped)] for reason in reasons]
+        kept = ["kept", *(prompts_seen - sum(dropped.values()) for dropped in self.dropped)]
+        pairs = [["pairs", "", "chosen is longer"]] + [
+            [self._pair(pair), count, f"{self.longer[pair] / count:.0%}"] for pair, count in sorted(self.pairs.items())
+        ]
+        responses = [head, ["in", *(prompts_seen for _ in self.names)], *rows, kept]
+        return f"{table(responses)}\n\n{table(pairs)}\n"
+
+
+# What the modes share
+
+
+def only_one(values: list | None, flag: str, what: str):
+    if not values or len(values) > 1:
+        raise UserError(f"--mode pg needs {flag} once: {what}")
+    return values[0]
+
+
+def read_queries(args: argparse.Namespace) -> tuple[list[str], Path]:
+    """The first --limit lines of prompts.txt, and where it is."""
+    path = args.output_dir / "prompts.txt"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make it with --mode pg, or put one prompt a line there")
+    return records.read_prompts(path)[: args.limit], path
+
+
+def describe(counts: Counter) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()) or "none dropped"
+
+
+if __name__ == "__main__":
+    run(parse_args, main)
