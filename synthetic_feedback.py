@@ -79,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=number(int, 1), help="rg, cs: only the first so many prompts (default: all)")
     parser.add_argument(
         "--legacy", type=boolean, nargs="?", const=True, default=False,
-        help="pg, rg: read queries, drop long ones and space turns as the released code does (docs/almost.md, A1 A2 A7)",
+        help="pg, rg: read queries, drop long ones, space turns as the released code does (docs/almost.md, A1 A2 A7)",
     )  # fmt: skip
     add_engine_arguments(parser)
     return parser.parse_args(argv)
@@ -110,7 +110,7 @@ def generate_prompts(args: argparse.Namespace) -> None:
         accepted, dropped = mine(seeds, engine, sampling, journal, args, n_shot)
     candidates = len(accepted) + sum(dropped.values())
     if not accepted:
-        raise UserError(f"no prompt out of {candidates} was accepted ({describe(dropped)}); the model cannot do this task")
+        raise UserError(f"none of {candidates} candidates was accepted ({describe(dropped)}); try another model")
     records.write_whole(output, [prompt + "\n" for prompt in accepted])
     write_run_card(
         output, args, inputs=[seed_file],
@@ -134,7 +134,7 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
     recent = deque(maxlen=STALLED)  # 1 for each candidate accepted
     while len(accepted) < args.num_generation:
         if len(recent) == STALLED and sum(recent) < STALLED_ACCEPTS:
-            print(f"pg: stopped, since the last {STALLED:,} candidates brought {sum(recent)} prompts: {describe(dropped)}")
+            print(f"pg: stopped early: the last {STALLED:,} candidates brought only {sum(recent)} prompts")
             break
         size = round_size(args.num_generation - len(accepted), len(accepted), drawn, args.batch_size)
         requests = [
@@ -164,7 +164,7 @@ def round_size(missing: int, accepted: int, drawn: int, most: int) -> int:
 
 
 def draw_query_request(seeds, accepted: list[str], n_shot: int, seed: int, index: int) -> Request:
-    """One candidate's request. Its shots are uniform over seeds and accepted prompts, so seeds thin out (section 2.1)."""
+    """One candidate's request. Its shots are uniform over seeds and accepted prompts, so seeds thin out."""
     own_seed = record_seed(seed, "pg", index)
     population = range(len(seeds.queries) + len(accepted))
     chosen = random.Random(own_seed).sample(population, n_shot)
@@ -209,10 +209,11 @@ def respond(args, engine, queries: list[str], demonstrations, n_shot: int, input
     with Journal(output) as journal:
         replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
     texts = [None if reply.text is None else prompts.parse_reply(reply.text) for reply in replies]
+    came = len(texts) - texts.count(None)
     records.write_whole(output, records.json_list(texts))
     finishes = Counter(reply.finish for reply in replies)
     write_run_card(output, args, inputs=inputs, counts={"prompts": len(queries), "finish": dict(finishes)})
-    print(f"rg: {len(queries):,} prompts -> {len(texts) - texts.count(None):,} replies ({describe(finishes)}): {output}")
+    print(f"rg: {len(queries):,} prompts -> {came:,} replies ({describe(finishes)}): {output}")
 
 
 def configuration_name(model: str, demonstrations: str, n_shot: int) -> str:

@@ -1,6 +1,6 @@
 """Prompts -> texts behind one function, whatever runs the model.
 
-    engine = open_engine("vllm", "path/or/hub-name")
+    engine = engine_from(args)  # --backend, --model_name_or_path, ...
     replies = generate(engine, requests, Sampling(max_tokens=384, stop=("Human:",)), journal=journal, label="rg")
 
 vllm (the default), hf (transformers; alignment/decoding.py), openai (any OpenAI-compatible server), simulated (a seeded
@@ -95,10 +95,12 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", choices=BACKENDS, help="what runs the model (default: vllm)")
     group.add_argument("--use_hf", type=boolean, nargs="?", const=True, default=False, help="the same as --backend hf")
-    group.add_argument("--n_gpu", type=number(int, 1), default=1, help="GPUs that one model is spread over (default: 1)")
+    group.add_argument("--n_gpu", type=number(int, 1), default=1, help="GPUs to spread the model over (default: 1)")
     group.add_argument("--cache_dir", type=Path, help="where models from the hub are kept (default: the hub's own)")
     group.add_argument("--api_base", help="openai: the server's address, http://host:port/v1; key from OPENAI_API_KEY")
-    group.add_argument("--concurrency", type=number(int, 1), default=64, help="openai: requests in flight (default: 64)")
+    group.add_argument(
+        "--concurrency", type=number(int, 1), default=64, help="openai: requests in flight (default: 64)"
+    )
     group.add_argument(
         "--timeout", type=number(float, 0, above=True), default=600, help="openai: seconds per request (default: 600)"
     )
@@ -161,12 +163,17 @@ class VllmEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
             from vllm import LLM
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(f"vllm cannot be imported ({error}); install it, or give --backend hf") from None
         try:
             # The requests' own seeds decide. Prefix caching computes the few-shot header once. -1: the model's whole
-            # context, or as much of it as the memory allows.
-            return LLM(**self._settings, seed=0, enable_prefix_caching=True, max_model_len=-1)
+            # context, or as much of it as the memory allows. On a CPU a seeded request must not be prefilled in pieces:
+            # vLLM then winds its generator back, which CPU generators cannot do.
+            return LLM(
+                **self._settings, seed=0, enable_prefix_caching=True, max_model_len=-1,
+                enable_chunked_prefill=False if current_platform.is_cpu() else None,
+            )  # fmt: skip
         except OSError as error:  # what transformers raises for a name that neither disk nor hub has
             raise UserError(f"model {self._settings['model']}: {str(error).splitlines()[0]}") from None
 
@@ -198,8 +205,8 @@ class VllmEngine:
 
 
 class OpenAIEngine:
-    """An OpenAI-compatible server's /completions: concurrent, and retried with back-off on 408, 409, 429, 5xx, time-outs
-    and cut connections. A request that fails even so is a failed reply, and is tried again by the next run."""
+    """An OpenAI-compatible server's /completions: concurrent; retried with back-off on 408, 409, 429, 5xx, time-outs,
+    cut connections. A request that fails even so is a failed reply, and is tried again by the next run."""
 
     RETRIES = 8
 

@@ -27,13 +27,18 @@ def key(**determinants: Any) -> str:
 class Journal:
     """The journal beside `output`, open for one writer. Used as a context manager.
 
-    Raises UserError where another process, which the message names, has it open.
+    Raises UserError where another process, which the message names, has it open, or it cannot be written.
     """
 
     def __init__(self, output: Path):
         self.path = output.with_name(output.name + ".journal.jsonl")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab+")
+        folder = self.path.parent
+        self._made_folder = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab+")
+        except OSError as error:
+            raise UserError(f"{output} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it at kill -9
         except BlockingIOError:
@@ -78,6 +83,10 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not exception or exception[0] is None:
+        if self._replies:
             os.fsync(self._file.fileno())
+        else:  # nothing happened: leave nothing behind
+            self.path.unlink()
+            if self._made_folder:
+                self.path.parent.rmdir()
         self._file.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,19 @@ def json_list(rows: Iterable[Any]) -> Iterator[str]:
 
 def write_whole(path: Path, pieces: Iterable[str]) -> None:
     """Write text so that a crash leaves the old file or the new one, never a part. Makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="\n", buffering=1 << 20) as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # no space, no permission
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -106,6 +106,9 @@ def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.N
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     sys.exit(0)
 
 
@@ -198,7 +201,9 @@ def table(rows: Sequence[Sequence[object]]) -> str:
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)

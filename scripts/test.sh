@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set up what the tests need, then run ruff and all tests; arguments go to pytest. 10 minutes on 2 cores, no GPU.
+#     bash scripts/test.sh
+#     bash scripts/test.sh -m "not slow"     without the embedded model and real vLLM: 2 minutes
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$ROOT"
+set_up
+.venv/bin/ruff check .
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,79 @@
+"""What several test files build on: toy tokenizers and a tiny Llama, made here, from nothing but their packages."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest  # noqa: E402
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: needs the embedded model or more than a few seconds")
+
+
+def make_tokenizer(kind: str = "bytes", *, bos: bool = False, pad: str | None = "<pad>"):
+    """A tokenizer without merges. `bytes`: byte-level, as GPT-2's and Llama 3's. `pieces`: opens a text with ▁, as
+    SentencePiece's of Llama 2. `bos` opens a text with <s>; pad=None leaves it without a pad token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    if kind == "bytes":
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    else:
+        alphabet = ["▁", "\n", *map(chr, range(33, 127))]
+    vocabulary = {token: number for number, token in enumerate(specials + alphabet)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    if kind == "bytes":
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    else:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def make_llama(vocab_size: int, **changes):
+    """A Llama of two layers and width 32, seeded, in fp32 and eval mode."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**config, **changes})).eval()
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def llama(tokenizer):
+    return make_llama(len(tokenizer))
+
+
+@pytest.fixture
+def model_folder(tmp_path, tokenizer, llama):
+    """A folder as from_pretrained wants it: the tiny Llama and the byte tokenizer."""
+    folder = tmp_path / "tiny"
+    llama.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,67 @@
+"""Exactly once: what is finished stays, a torn line goes, a second writer is refused by name."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from alignment.journal import Journal, key
+from alignment.runs import UserError
+
+
+def test_what_was_added_is_found_again(tmp_path):
+    with Journal(tmp_path / "out.json") as journal:
+        journal.add("k1", "text é\n", "stop")
+        assert journal.get("k1") == ("text é\n", "stop")
+    with Journal(tmp_path / "out.json") as journal:
+        assert journal.get("k1") == ("text é\n", "stop") and journal.get("k2") is None
+
+
+@pytest.mark.parametrize("torn", [b'{"key": "k2", "te', b"\xff", b"{"])
+def test_a_torn_last_line_is_cut_off(tmp_path, torn):
+    with Journal(tmp_path / "out.json") as journal:
+        journal.add("k1", "one", "stop")
+    path = tmp_path / "out.json.journal.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    with Journal(tmp_path / "out.json") as journal:
+        assert journal.get("k1") == ("one", "stop") and journal.get("k2") is None
+        journal.add("k3", "three", "stop")
+    lines = path.read_text().splitlines()
+    assert path.read_bytes().startswith(whole) and json.loads(lines[-1])["key"] == "k3"
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_is_changed(tmp_path):
+    path = tmp_path / "out.json.journal.jsonl"
+    path.write_bytes(b'{"key": 3\n{"key": "k", "text": "t", "finish": "stop"}\n')
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="damaged at byte 0"):
+        Journal(tmp_path / "out.json")
+    assert path.read_bytes() == before
+
+
+def _hold(output, opened, release):
+    with Journal(output):
+        opened.set()
+        release.wait()
+
+
+def test_a_second_writer_is_refused_by_name(tmp_path):
+    context = multiprocessing.get_context("fork")
+    opened, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "out.json", opened, release))
+    process.start()
+    opened.wait()
+    with pytest.raises(UserError, match=f"is being written by process {process.pid} on "):
+        Journal(tmp_path / "out.json")
+    release.set()
+    process.join()
+    with Journal(tmp_path / "out.json") as journal:
+        journal.add("k", "t", "stop")
+    assert f"process {os.getpid()} " in (tmp_path / "out.json.journal.jsonl").read_text()
+
+
+def test_a_key_depends_on_every_determinant_and_not_on_their_order():
+    assert key(a=1, b="x") == key(b="x", a=1)
+    assert len({key(a=1, b="x"), key(a=2, b="x"), key(a=1, b="y"), key(a=1)}) == 4

@@ -1,0 +1,105 @@
+"""The command line: dashes, types, one-line errors, run cards."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from alignment.runs import (
+    ArgumentParser,
+    UserError,
+    boolean,
+    check_output_dir,
+    number,
+    sha256,
+    table,
+    write_run_card,
+)
+
+
+def parser():
+    parser = ArgumentParser("a parser")
+    parser.add_argument("--data_path")
+    parser.add_argument("--mode", choices=("pg", "rg"))
+    parser.add_argument("--flag", type=boolean, nargs="?", const=True, default=False)
+    parser.add_argument("--top_p", type=number(float, 0, 1, above=True))
+    parser.add_argument("--shots", type=number(int, 1))
+    return parser
+
+
+def test_dashes_and_underscores_are_alike():
+    assert parser().parse_args(["--data-path", "x-y"]).data_path == "x-y"
+    assert parser().parse_args(["--data-path=x-y"]).data_path == "x-y"
+    assert parser().parse_args(["--data_path=--top-p"]).data_path == "--top-p"
+
+
+@pytest.mark.parametrize(("words", "value"), [([], False), (["--flag"], True), (["--flag", "False"], False)])
+def test_booleans_take_a_value_or_nothing(words, value):
+    assert parser().parse_args(words).flag is value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data_pat", "x"], "unknown argument --data_pat; did you mean '--data_path'?"),
+        (["--mode", "pq"], "'pq' is none of pg, rg; did you mean 'pg'?"),
+        (["--flag", "maybe"], "'maybe' is neither True nor False"),
+        (["--top_p", "0"], "0 is out of range: more than 0 and at most 1"),
+        (["--top_p", "nan"], "nan is out of range"),
+        (["--shots", "0"], "0 is out of range: at least 1"),
+        (["--shots", "two"], "'two' is no int"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, said, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parser().parse_args(words)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_users_mistake_an_interrupt_and_a_reader_that_left(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from alignment.runs import UserError, run\n"
+        "def main(args):\n"
+        "    print('x' * 100000)\n"
+        "    raise {'user': UserError('row 3 is bad'), 'interrupt': KeyboardInterrupt()}[sys.argv[1]]\n"
+        "run(lambda: None, main)\n"
+    )
+
+    def call(kind):
+        return subprocess.run([sys.executable, script, kind], capture_output=True, text=True, env={"PYTHONPATH": "."})
+
+    assert (call("user").returncode, call("user").stderr) == (2, "script.py: error: row 3 is bad\n")
+    assert call("interrupt").returncode == 130 and "goes on from here" in call("interrupt").stderr
+    left = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} {script} user | true"],
+        capture_output=True, text=True, env={"PYTHONPATH": "."},
+    )  # fmt: skip
+    assert "Traceback" not in left.stderr
+
+
+def test_output_directory_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        check_output_dir(tmp_path / "file" / "below")
+    check_output_dir(tmp_path / "new" / "below")
+    assert not (tmp_path / "new").exists()
+
+
+def test_run_card_says_what_made_an_output(tmp_path):
+    source, output = tmp_path / "in.txt", tmp_path / "out.json"
+    source.write_text("abc")
+    args = parser().parse_args(["--shots", "3"])
+    write_run_card(output, args, counts={"kept": 2}, inputs=[source])
+    card = json.loads((tmp_path / "out.json.run.json").read_text())
+    assert card["arguments"]["shots"] == 3 and card["counts"] == {"kept": 2}
+    assert card["inputs"] == {str(source): sha256(source)}
+    assert sha256(source) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert {"python", "torch", "transformers"} <= set(card["versions"])
+
+
+def test_table_aligns():
+    assert table([["a", "n"], ["long", 1234]]) == "a         n\nlong  1,234"
