@@ -1,0 +1,187 @@
+"""Judgments: the rows that hold them, the prompts that ask for them, and the reading of what a judge replied.
+
+    train-alpaca*.json   [{"id", "instruction", "input", "output", "judgment", "score"}, ...]
+
+`judgment` says what is wrong with `output`, or is null where it is satisfactory; `score` is optional, and 7 or more out
+of 10 is satisfactory whatever the judgment says (CUT's released rule). A reply that does not follow its form is
+malformed: it has a reason instead of a judgment, and nothing is guessed from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from alignment.records import read_text
+from alignment.runs import REPOSITORY, UserError
+from alignment.training_data import read_rows
+
+SATISFACTORY_SCORE = 7
+PROMPTS = REPOSITORY / "assets" / "judge"
+
+
+# Rows, from .json, .jsonl, .parquet or a data set's name on the hub
+
+
+def read_some_rows(path: str) -> list[dict]:
+    rows = read_rows(path)
+    if not rows:
+        raise UserError(f"data {path} has no rows")
+    return rows
+
+
+def read_instructions(path: str, *, with_output: bool = False) -> list[dict]:
+    """Rows with an `instruction` (and an `output`). A missing `input` becomes "", a missing `id` the row's number."""
+    rows = read_some_rows(path)
+    for number, row in enumerate(rows):
+        if not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
+            raise UserError(f"data {path}, row {number} has no text under 'instruction'")
+        if with_output and not isinstance(row.get("output"), str):
+            raise UserError(f"data {path}, row {number} has no text under 'output'")
+        if not isinstance(row.get("input") or "", str):
+            raise UserError(f"data {path}, row {number}: 'input' is no text")
+    return [{"id": number} | row | {"input": row.get("input") or ""} for number, row in enumerate(rows)]
+
+
+def read_judgments(path: str) -> list[dict]:
+    """Rows whose `judgment` is a text or None, None also where `score` makes them satisfactory."""
+    rows = read_some_rows(path)
+    for number, row in enumerate(rows):
+        for name in ("instruction", "output"):
+            if not isinstance(row.get(name), str) or not row[name].strip():
+                raise UserError(f"data {path}, row {number} has an empty {name!r}; remove the row")
+        if "judgment" not in row:
+            raise UserError(
+                f"data {path}, row {number} has no 'judgment' (its keys: {', '.join(row)}); "
+                "scripts/annotate_judgments.py makes them, null meaning satisfactory"
+            )
+        if row["judgment"] is not None and not (isinstance(row["judgment"], str) and row["judgment"].strip()):
+            raise UserError(f"data {path}, row {number}: 'judgment' is neither text nor null")
+        if not isinstance(row.get("score"), (int, float, type(None))):
+            raise UserError(f"data {path}, row {number}: 'score' is neither a number nor null")
+    return [row | {"input": row.get("input") or "", "judgment": fault(row)} for row in rows]
+
+
+def fault(row: dict) -> str | None:
+    """What is wrong with the row's output, None where it is satisfactory."""
+    return None if (row.get("score") or 0) >= SATISFACTORY_SCORE else row["judgment"]
+
+
+def instruction_of(row: dict) -> str:
+    """Instruction and input in one slot, a line apart (CUT section 2.2)."""
+    return f"{row['instruction']}\n{row['input']}" if row.get("input") else row["instruction"]
+
+
+# Prompts and replies
+
+
+class Verdict(NamedTuple):
+    """A judge's reply, read: `judgment` None and no `malformed` is satisfactory; `malformed` is the reason if it is."""
+
+    judgment: str | None
+    malformed: str | None = None
+
+
+FORMS = ("annotate", "ai_judge")
+
+
+def read_form(form: str) -> str:
+    """The prompt file of a form, checked to have both slots."""
+    path = PROMPTS / f"{form}.txt"
+    text = read_text(path, "judge prompt").removesuffix("\n")
+    for slot in ("{instruction}", "{response}"):
+        if slot not in text:
+            raise UserError(f"judge prompt {path} has no {slot} slot")
+    return text
+
+
+def format_judge_prompt(form_text: str, row: dict) -> str:
+    """What the judge is asked. Braces in the data stay as they are."""
+    slots = {"{instruction}": instruction_of(row), "{response}": row["output"]}
+    return re.sub(r"\{(?:instruction|response)\}", lambda slot: slots[slot[0]], form_text)
+
+
+JUDGE_STOP = ("\n### Instruction:", "\n### Response:")
+LEAD_IN = re.compile(r"^(?:#+\s*)?judge?ment:?\s*", re.IGNORECASE)
+
+
+def parse_annotation(reply: str) -> Verdict:
+    """`Satisfactory.` alone, or what is wrong. Praise with reservations is neither."""
+    text = LEAD_IN.sub("", reply.strip())
+    if not any(map(str.isalnum, text)):
+        return Verdict(None, "empty")
+    if re.fullmatch(r"['\"*]*satisfactory[.!'\"*]*", text, re.IGNORECASE):
+        return Verdict(None)
+    if re.match(r"['\"*]*satisfactory\b", text, re.IGNORECASE):
+        return Verdict(None, "satisfactory, but goes on")
+    if len(text.split()) < 3:
+        return Verdict(None, "under 3 words")
+    return Verdict(text)
+
+
+def parse_ai_judgment(reply: str) -> Verdict:
+    """A judgment that ends in `Yes.` (satisfactory) or `No.`; the last word decides."""
+    text = LEAD_IN.sub("", reply.strip())
+    if not any(map(str.isalnum, text)):
+        return Verdict(None, "empty")
+    found = re.search(r"(?:^|[\s\"'(*])(yes|no)[.!]?[\"')*]*$", text, re.IGNORECASE)
+    if not found:
+        return Verdict(None, "no Yes or No at the end")
+    if found[1].lower() == "yes":
+        return Verdict(None)
+    judgment = text[: found.start()].rstrip(" \n\"'(*")
+    return Verdict(judgment) if any(map(str.isalnum, judgment)) else Verdict(None, "No without a judgment")
+
+
+PARSERS = {"annotate": parse_annotation, "ai_judge": parse_ai_judgment}
+
+
+def parse_judgment(form: str, reply: str | None, finish: str, output: str) -> Verdict:
+    """Any reply of an engine: what did not come, was cut off or only says the response again is malformed too."""
+    if reply is None:
+        return Verdict(None, f"no reply: {finish}")
+    if finish == "length":
+        return Verdict(None, "cut off at --max_new_tokens")
+    verdict = PARSERS[form](reply)
+    if verdict.judgment and verdict.judgment.strip() == output.strip():
+        return Verdict(None, "repeats the response")
+    return verdict
+
+
+# What a judgment quotes
+
+QUOTED = re.compile(r"\"([^\"]{3,})\"|“([^”]{3,})”|(?<!\w)'([^']{3,})'(?!\w)|`([^`]{3,})`|\*\*([^*]{3,})\*\*")
+
+
+def _quotes(judgment: str) -> list[tuple[int, int, str]]:
+    """The judgment's quotations: (start, end) of the words in it, and the words without punctuation around them."""
+    found = []
+    for match in QUOTED.finditer(judgment):
+        group = next(number for number, text in enumerate(match.groups(), 1) if text)
+        found.append((*match.span(group), match[group].strip(" .,;:")))
+    return [quote for quote in found if quote[2]]
+
+
+def quoted_spans(judgment: str, output: str) -> list[tuple[int, int]]:
+    """Where the judgment's quotations stand in the output: (start, end) in characters, in order, each occurrence."""
+    words = {text for _, _, text in _quotes(judgment)}
+    return sorted({at.span() for text in words for at in re.finditer(re.escape(text), output)})
+
+
+def quoted_in(judgment: str, output: str) -> list[tuple[str, bool]]:
+    """The judgment in pieces, each with whether it quotes words that the output has."""
+    pieces, done = [], 0
+    for start, end, text in _quotes(judgment):
+        if text in output:
+            pieces += [(judgment[done:start], False), (judgment[start:end], True)]
+            done = end
+    return [piece for piece in [*pieces, (judgment[done:], False)] if piece[0]]
+
+
+def counts_by_reason(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Rows in, faulty, satisfactory, and malformed by reason."""
+    faulty = sum(verdict.judgment is not None for verdict in verdicts)
+    malformed = [verdict.malformed for verdict in verdicts if verdict.malformed]
+    counts = {"rows": len(verdicts), "faulty": faulty, "satisfactory": len(verdicts) - faulty - len(malformed)}
+    return counts | {f"malformed: {reason}": malformed.count(reason) for reason in sorted(set(malformed))}

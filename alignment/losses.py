@@ -1,0 +1,262 @@
+"""Tensors -> scalars: the one way to a log-probability, and the losses made of it. Symbols are the papers'.
+
+No `(batch, length, vocabulary)` tensor is held. `speak_logps(model)` teaches a causal model to answer a batch that has
+`labels` with the log-probability of each label alone: hidden states of the positions before labels are taken out, and
+go through the model's own head a chunk at a time; the chunk's logits are thrown away and made again in the backward.
+
+    model = speak_logps(AutoModelForCausalLM.from_pretrained(path))
+    logps, rows = response_logps(model, batch)     # (N,) fp32, (N,) line of the batch each belongs to
+    per_answer = row_sums(logps, rows, len(batch["labels"]))
+
+It happens inside the model's own forward, so FSDP has gathered the weights and DDP sees the gradients. What the model
+does to its logits after the head (soft-capping, scaling, bias) is done by its own code, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignment.batches import IGNORED
+
+CHUNK_ELEMENTS = 1 << 25  # logits alive at once: 128 MiB in fp32
+
+
+# Log-probabilities
+
+
+def speak_logps(model: nn.Module, chunk_elements: int = CHUNK_ELEMENTS) -> nn.Module:
+    """Make `model(..., labels=)` return {"logps": (N,), "rows": (N,)} and nothing else; without labels, as before.
+
+    Call it on the plain transformers model, before PEFT, DDP, FSDP or accelerate wrap it. Returns the same model.
+    """
+    if hasattr(model, "plain_forward"):
+        return model
+    model.plain_forward = model.forward
+
+    @functools.wraps(model.plain_forward)  # generate() asks for its parameters
+    def forward(*args: Any, labels: Tensor | None = None, **inputs: Any):
+        if labels is None:
+            return model.plain_forward(*args, **inputs)
+        return _forward(model, chunk_elements, *args, labels=labels, **inputs)
+
+    model.forward = forward
+    return model
+
+
+def _forward(model: nn.Module, chunk_elements: int, *args: Any, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
+    segments = inputs.pop("segments", None)
+    hidden = model.get_decoder()(*args, use_cache=False, **inputs)[0]  # (B, T, H)
+    where = labels[:, 1:] != IGNORED  # (B, T-1): position t tells token t+1
+    lines = where.nonzero()[:, 0] if segments is None else segments[:, 1:][where]  # (N,)
+    chunk = max(1, chunk_elements // model.config.get_text_config().vocab_size)
+    head, targets = model.get_output_embeddings(), labels[:, 1:][where]
+    logits_of = functools.partial(own_logits, model, _Bare(head))
+    with answering(head, lambda states: token_logps(logits_of, states, targets, chunk)):
+        logps = head(hidden[:, :-1][where])  # called once, so that what hooks into a module sees an ordinary one
+    return {"logps": logps, "rows": lines}
+
+
+@contextmanager
+def answering(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """The module computes `forward` meanwhile. Its hooks (FSDP gathers weights in them) run as ever."""
+    kept = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if kept is not None:
+            module.forward = kept
+
+
+class _Bare:
+    """A module called without its hooks: a chunk, or a chunk again in the backward, is no new pass to FSDP."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.forward = module, module.forward
+
+    def __call__(self, *args: Any, **inputs: Any) -> Tensor:
+        return self.forward(*args, **inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+def token_logps(logits_of: Any, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """log p(target) at each position: (N, H) states and (N,) ids -> (N,), in fp32 or the states' wider type.
+
+    `logits_of` maps (n, H) -> (n, V) and is called `chunk` positions at a time, forward and again in the backward.
+    """
+    pieces = [
+        checkpoint(_chunk_logps, logits_of, states, ids, use_reentrant=False)
+        for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:
+    logits = logits_of(states)  # (n, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return -F.cross_entropy(logits, ids, reduction="none")
+
+
+class _Decoded:
+    """Stands for a decoder's output in `own_logits`: the hidden states, and None for all else a model may ask of it."""
+
+    def __init__(self, hidden: Tensor):
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+    def __getitem__(self, key: Any):
+        return self.last_hidden_state if key == 0 else ()
+
+
+def own_logits(model: nn.Module, bare: _Bare, states: Tensor) -> Tensor:
+    """(n, H) hidden states -> (n, V) logits by the model's own code: its forward, its decoder answering `states`.
+
+    `bare` is the head and stands in its place meanwhile.
+    """
+    owner, name = next(
+        (owner, name) for owner in model.modules() for name, part in owner._modules.items() if part is bare.module
+    )
+    answer, asked = _Decoded(states[None]), []
+    owner._modules[name] = bare
+    try:
+        with answering(model.get_decoder(), lambda *args, **inputs: asked.append(True) or answer):
+            logits = model.plain_forward(inputs_embeds=states[None], use_cache=False, return_dict=True).logits[0]
+    finally:
+        owner._modules[name] = bare.module
+    assert asked, f"{type(model).__name__}.forward does not go through get_decoder()"
+    return logits
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "segments", "labels")
+
+
+def response_logps(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N,) of a batch's N response tokens in reading order, and the line (N,) each belongs to.
+
+    `model` may be wrapped; its core was made by `speak_logps`. A packed batch gives the sample's number for the line.
+    """
+    out = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+    return out["logps"], out["rows"]
+
+
+def row_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Sum of the values of each line: (N,), (N,) -> (num_rows,)."""
+    return values.new_zeros(num_rows).index_add(0, rows, values)
+
+
+def row_means(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Mean of the values of each line: (N,), (N,) -> (num_rows,). Every line has a value: its EOS."""
+    return row_sums(values, rows, num_rows) / torch.bincount(rows, minlength=num_rows)
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - e^x) for x < 0, exact at both ends (Maechler 2012): near 0 by expm1, far below by log1p.
+
+    The branch not taken is fed a harmless value, so that its gradient is no 0·inf.
+    """
+    near = x > -math.log(2)
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(torch.where(near, x, -1.0))),
+        torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
+    )
+
+
+# Losses: one value an item, so that a step's mean does not depend on how the step was cut
+
+
+def sft(logps: Tensor, num_tokens: int | Tensor) -> Tensor:
+    """Supervised: -1/N Σ log p(y_t | x, y_<t) over (n,) response tokens of this micro-batch; N is the whole step's."""
+    return -logps.sum() / num_tokens
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Reward model, ALMoST section 2: -log σ(r(x, y_w) - r(x, y_l)). Rewards (B,), (B,) -> (B,)."""
+    return -F.logsigmoid(chosen - rejected)
+
+
+def dpo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
+    """DPO, eq. 7: -log σ(β [log π/π_ref (y_w|x) - log π/π_ref (y_l|x)]). Sums of log-probabilities, (B,) -> (B,)."""
+    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+
+
+def orpo_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """ORPO, eq. 7: -log σ(log odds(y_w|x) - log odds(y_l|x)), odds = p / (1 - p). (B,), (B,) -> (B,).
+
+    log p is the *mean* token log-probability of a response, as in the paper; ORPO's whole loss is `sft` on the chosen
+    response plus λ times this.
+    """
+    return -F.logsigmoid((chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected)))
+
+
+# CUT (arXiv 2312.14591v4). x instruction, y response of N tokens, j judgment of it; log-probabilities are (M,), one for
+# each response token of the flawed rows, in the same order with the judgment in the prompt (`judged`) and without it
+# (`plain`). `satisfactory` is (S,): the tokens of responses that nothing is wrong with.
+
+
+def inappropriate_tokens(judged: Tensor, plain: Tensor, threshold: float, floor: float = 0.0) -> Tensor:
+    """Eq. 5: U = {t : p(y_t|x,j) > λ p(y_t|x)}, which the judgment makes much likelier; (M,) bool, in log space.
+
+    `floor` σ adds p(y_t|x,j) > σ, against rare tokens whose ratio is noise (C10); 0 is the paper.
+    """
+    blamed = judged - plain > math.log(threshold)
+    return blamed & (judged > math.log(floor)) if floor else blamed
+
+
+def unlikelihood_weight(judged: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Eq. 6's α p(y_t|x,j)^γ: (M,), a coefficient without gradient. γ = 0 is the released code's constant (C1)."""
+    return alpha * (gamma * judged.detach()).exp()
+
+
+NEARLY_ONE = -1e-12  # log p; above it log(1 - p) stays what it is there
+
+
+def cut(
+    judged: Tensor, plain: Tensor, satisfactory: Tensor, blamed: Tensor, weight: Tensor, num_tokens: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eqs. 6 and 7, whose sum is CUT's loss; N = `num_tokens` is the number of response tokens in the whole step.
+
+        L1 = -1/N [ Σ_{t∉U} log p(y_t|x)  +  Σ_{t∈U} α p(y_t|x,j)^γ log(1 - p(y_t|x)) ]     flawed rows
+        L2 = -1/N [ Σ log p(y_t|x) of satisfactory rows  +  Σ log p(y_t|x,j) of flawed rows ]
+
+    On one row this is the paper's. On many, every token weighs the same, whichever micro-batch or rank it is in (C2,
+    C3, C17). A token of U under λ > 1 has p(y_t|x) < 1/λ; for λ <= 1, log(1-p) is exact to p = 1 - 1e-12 (C8).
+    """
+    unlikely = log1mexp(torch.where(blamed, plain.clamp(max=NEARLY_ONE), -1.0))  # no gradient where not blamed
+    first = -torch.where(blamed, weight * unlikely, plain).sum()
+    second = -satisfactory.sum() - judged.sum()
+    return first / num_tokens, second / num_tokens
+
+
+def cut_as_released(
+    judged: Tensor, plain: Tensor, satisfactory: Tensor, *, threshold: float, weight: float
+) -> Tensor:
+    """The released code's loss of one micro-batch: L_mle, or (L_unlike + L_mle) / 2 where it has a flawed row (C3).
+
+    Both are means over the micro-batch's tokens. Probabilities, not logarithms: 1e-5 stands in for an exact 0 (C8, C9).
+    """
+    likelihood = -torch.cat([satisfactory, judged]).mean()
+    if not len(plain):
+        return likelihood
+    p = plain.exp()
+    blamed = (judged.exp() / p).detach() > threshold
+    kept = torch.where(blamed, 1 - p, p)
+    logs = torch.where(kept == 0, kept + 1e-5, kept).log()
+    unlikelihood = -torch.where(blamed, weight * logs, logs).mean()
+    return (unlikelihood + likelihood) / 2

@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Supervised training, peak memory and time of a step: log-probabilities of labels alone, beside full logits.
+
+    python benchmarks/sft_memory.py --model_name_or_path saved_models/SmolLM2-135M-Instruct
+    python benchmarks/sft_memory.py --shape 7b --dtype bfloat16                        # random weights, on a GPU
+
+Each way runs in a process of its own, on the same batch, with gradient checkpointing: `full` as transformers computes
+its own loss from `labels`, `ours` as train.py does. Prints both and the ratio. Target: at most 0.6x at 1,024 tokens,
+and no slower. Memory is the device's peak allocation, or the process's peak resident set on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from alignment.runs import ArgumentParser, number, run, table  # noqa: E402
+
+SHAPES = {
+    "7b": dict(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
+               num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096),
+    "8b": dict(vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+               num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192),
+}  # fmt: skip  # Llama 2 7B, Llama 3 8B
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    flag = parser.add_argument
+    flag("--model_name_or_path", default="saved_models/SmolLM2-135M-Instruct", help="a causal model's folder")
+    flag("--shape", choices=SHAPES, help="random weights of this shape instead; default none")
+    flag("--batch_size", type=number(int, 1), default=4, help="rows; default 4")
+    flag("--length", type=number(int, 8), default=1024, help="tokens a row; default 1024")
+    flag("--prompt_share", type=number(float, 0, 1), default=0.25, help="of the length, not learned; default 0.25")
+    flag("--steps", type=number(int, 1), default=3, help="timed steps, the fastest counts; default 3")
+    flag("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    flag("--way", choices=("full", "ours"), help="run this way only, in this process, and print JSON")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.way:
+        return print(json.dumps(measure(args)))
+    found = {}
+    for way in ("full", "ours"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[way] = json.loads(done.stdout.splitlines()[-1])
+    ratios = {key: found["ours"][key] / found["full"][key] for key in ("gib", "seconds")}
+    print(table([("way", "peak GiB", "seconds a step", "loss")] + [
+        (way, f"{each['gib']:.2f}", f"{each['seconds']:.2f}", f"{each['loss']:.5f}") for way, each in found.items()]))
+    print(f"memory {ratios['gib']:.2f}x (target at most 0.60x), time {ratios['seconds']:.2f}x (target at most 1.00x)")
+
+
+def load_model(args: argparse.Namespace, kind: str):
+    """The model to measure, with `kind` an Auto class of transformers, in training mode."""
+    import torch
+    import transformers
+
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype)
+    auto = getattr(transformers, kind)
+    extra = {"num_labels": 1} if "Sequence" in kind else {}
+    if args.shape:
+        config = transformers.LlamaConfig(**SHAPES[args.shape], pad_token_id=0, **extra)
+        with torch.device(device):
+            model = auto.from_config(config, dtype=dtype)
+    else:
+        model = auto.from_pretrained(args.model_name_or_path, dtype=dtype, **extra).to(device)
+    model.config.use_cache = False
+    return model.train()
+
+
+def clock_of(model):
+    """Wall time on a GPU; on a CPU the processor time of this process, which other work on the machine leaves alone."""
+    return time.perf_counter if model.device.type == "cuda" else time.process_time
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Peak memory, seconds and loss of forward and backward."""
+    import resource
+
+    import torch
+
+    from alignment.batches import Sample, collate
+    from alignment.losses import response_logps, sft, speak_logps
+
+    model = load_model(args, "AutoModelForCausalLM")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    draw = torch.Generator().manual_seed(0)
+    prompt = int(args.length * args.prompt_share)
+    ids = torch.randint(10, model.config.vocab_size, (args.batch_size, args.length), generator=draw).tolist()
+    batch = collate([(Sample(row, line, prompt),) for row, line in enumerate(ids)], pad_id=0)
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    if args.way == "ours":
+        speak_logps(model)
+    times, clock = [], clock_of(model)
+    for _ in range(args.steps + 1):
+        model.zero_grad(set_to_none=True)
+        started = clock()
+        if args.way == "ours":
+            logps, _ = response_logps(model, batch)
+            loss = sft(logps, len(logps))
+        else:
+            loss = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+        loss.backward()
+        value = loss.item()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(clock() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak
+    return {"gib": peak / 2**30, "seconds": min(times[1:]), "loss": value}
+
+
+if __name__ == "__main__":
+    run(parse_args, main)

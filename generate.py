@@ -1,0 +1,191 @@
+"""Checkpoint + instructions -> responses, in the form that alpaca_eval reads.
+
+    python generate.py --base_model_name_or_path saved_models/cut-1plus-13b
+    python generate.py --base_model_name_or_path saved_models/cut-1plus-13b --interactive
+
+Reads the 805 instructions of AlpacaEval from the hub, or --data_path: .json or .jsonl rows of instruction (and input).
+Writes [{"instruction", "output", "generator", "dataset"}, ...] to <checkpoint>/alpaca_eval.json or --output_file,
+whole, with a run card beside it. Greedy, as released; a journal beside the output keeps what is finished, so an
+interrupted run goes on. --interactive is a chat in the terminal instead, streamed; it needs transformers alone.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+from alignment.generation import (
+    Request,
+    Sampling,
+    add_engine_arguments,
+    check_model,
+    engine_from,
+    generate,
+    record_seed,
+)
+from alignment.journal import Journal
+from alignment.judging import read_instructions
+from alignment.records import json_list, write_whole
+from alignment.rendering import CHOICES, load_tokenizer, rendering_from
+from alignment.runs import (
+    ArgumentParser,
+    UserError,
+    boolean,
+    check_output_dir,
+    number,
+    run,
+    run_card_path,
+    sha256,
+    write_run_card,
+)
+
+ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
+OUTPUT_NAME = "alpaca_eval.json"
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(__doc__.split("\n")[0])
+    parser.add_argument(
+        "--base_model_name_or_path", "--model_name_or_path", dest="model_name_or_path", required=True, metavar="MODEL",
+        help="folder or hub name of the checkpoint",
+    )  # fmt: skip
+    parser.add_argument("--data_path", type=Path, help=".json or .jsonl (default: AlpacaEval's, from the hub)")
+    parser.add_argument("--output_file", type=Path, help=f"default: {OUTPUT_NAME} in the checkpoint's folder")
+    parser.add_argument("--template", choices=CHOICES, default="alpaca", help="default: alpaca, which CUT trains with")
+    parser.add_argument("--max_new_tokens", type=number(int, 1), default=2048, help="default: 2048, released")
+    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="default: 0, greedy, released")
+    parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=1.0, help="default: 1, released")
+    parser.add_argument("--batch_size", type=number(int, 1), default=256, help="hf: sequences in flight (default: 256)")
+    parser.add_argument("--seed", type=int, default=42, help="each row's own seed derives from it (default: 42)")
+    parser.add_argument("--limit", type=number(int, 1), help="only the first so many instructions, for a trial")
+    parser.add_argument(
+        "--interactive", type=boolean, nargs="?", const=True, default=False,
+        help="chat in the terminal; an empty line forgets the conversation, Ctrl-D ends",
+    )  # fmt: skip
+    add_engine_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def fetch_alpaca_eval() -> Path:
+    """The evaluation set's file from the hub or its cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repository, name = ALPACA_EVAL
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"AlpacaEval cannot be had from the hub ({reason}); give --data_path FILE") from None
+
+
+def output_row(row: dict, output: str, args: Namespace) -> dict:
+    """What alpaca_eval reads, and the instruction's own `id` and `input` where it has them."""
+    kept = {name: row[name] for name in ("id", "instruction", "input") if row.get(name) not in ("", None)}
+    generator = Path(args.model_name_or_path.partition("?")[0]).name
+    return kept | {"output": output, "generator": generator, "dataset": row.get("dataset") or args.data_path.stem}
+
+
+def done_before(output: Path, state: dict) -> bool:
+    """Whether `output` was made from this very checkpoint, these flags and this data."""
+    card = run_card_path(output)
+    return output.is_file() and card.is_file() and json.loads(card.read_text())["counts"].get("state") == state
+
+
+def state_of(args: Namespace) -> dict:
+    """All that decides the output: flags, data and weights."""
+    from alignment.adapters import fingerprint
+
+    names = ("model_name_or_path", "template", "max_new_tokens", "temperature", "top_p", "seed", "limit", "backend")
+    folder = Path(args.model_name_or_path)
+    weights = fingerprint(args.model_name_or_path) if folder.is_dir() else None
+    return {name: getattr(args, name) for name in names} | {"weights": weights, "data": sha256(args.data_path)}
+
+
+def respond(args: Namespace) -> None:
+    if args.output_file is None and not Path(args.model_name_or_path).is_dir():
+        raise UserError(f"--base_model_name_or_path {args.model_name_or_path} is no folder: give --output_file")
+    output = args.output_file or Path(args.model_name_or_path) / OUTPUT_NAME
+    check_output_dir(output.parent)
+    args.data_path = args.data_path or fetch_alpaca_eval()
+    rows = read_instructions(str(args.data_path))[: args.limit]
+    engine = engine_from(args)
+    state = state_of(args)
+    if done_before(output, state):
+        print(f"{output} is already made of this; nothing to do")
+        return
+
+    rendering = rendering_from(args, "alpaca")
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop)
+    requests = [
+        Request(rendering.render(row), record_seed(args.seed, "generate", number)) for number, row in enumerate(rows)
+    ]
+
+    with Journal(output) as journal:
+        replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
+    finishes = Counter(reply.finish for reply in replies)
+    if finishes["failed"]:
+        raise UserError(f"{finishes['failed']} of {len(rows)} requests failed; the same command tries these again")
+    written = [
+        output_row(row, reply.text.strip(), args)
+        for row, reply in zip(rows, replies, strict=True)
+        if reply.text is not None
+    ]
+    if not written:
+        raise UserError(f"none of {len(rows)} instructions fits in the model's context")
+
+    write_whole(output, json_list(written))
+    write_run_card(output, args, counts={"finish": dict(finishes), "state": state}, inputs=[args.data_path])
+    too_long = [number for number, reply in enumerate(replies) if reply.text is None]
+    left_out = f", rows {', '.join(map(str, too_long))} left out as too long" if too_long else ""
+    print(f"{len(rows):,} instructions -> {len(written):,} responses ({dict(finishes)}){left_out}: {output}")
+
+
+def chat(args: Namespace) -> None:
+    """Read a line, stream the reply, remember both where the template holds several turns."""
+    import torch
+    from transformers import AutoModelForCausalLM, TextStreamer
+
+    check_model(args.model_name_or_path)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    args.backend = "hf"
+    rendering = rendering_from(args, "alpaca")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype="auto").to(device).eval()
+    sampled = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+    turns, remembers = [], rendering.name not in ("alpaca", "raw")
+    torch.manual_seed(args.seed)
+    while True:
+        try:
+            said = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if not said or not remembers:
+            turns = []
+        if not said:
+            continue
+        turns.append({"role": "user", "content": said})
+        inputs = tokenizer(rendering.render({"prompt": turns}), return_tensors="pt").to(device)
+        reply = model.generate(
+            **inputs, max_new_tokens=args.max_new_tokens, streamer=TextStreamer(tokenizer, skip_prompt=True),
+            tokenizer=tokenizer, stop_strings=list(rendering.stop) or None, pad_token_id=tokenizer.eos_token_id,
+            **(sampled if args.temperature else {"do_sample": False, "temperature": None, "top_p": None}),
+        )  # fmt: skip
+        text = tokenizer.decode(reply[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for stop in rendering.stop:
+            text = text.removesuffix(stop)
+        turns.append({"role": "assistant", "content": text.strip()})
+
+
+def main(args: Namespace) -> None:
+    if args.interactive:
+        chat(args)
+    else:
+        respond(args)
+
+
+if __name__ == "__main__":
+    run(parse_args, main)

@@ -1,0 +1,41 @@
+"""A worker of test_training.py: train.py with FSDP on CPU processes, which torch can do and accelerate passes over.
+
+    torchrun --nproc_per_node=2 tests/fsdp_on_cpu.py <arguments of train.py>
+"""
+
+import faulthandler
+import sys
+from pathlib import Path
+
+faulthandler.dump_traceback_later(100, exit=True)  # a rank left waiting for the other says where
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from accelerate.state import AcceleratorState, DistributedType  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
+
+import train  # noqa: E402
+from alignment.runs import run  # noqa: E402
+from alignment.trainers import AlignmentTrainer  # noqa: E402
+
+plain_init = AcceleratorState.__init__
+
+
+def init(self, *args, fsdp_plugin=None, **kwargs):
+    """What accelerate does with the plugin for MULTI_GPU, for MULTI_CPU."""
+    plain_init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+
+def save_final(self, folder):
+    if train.RANK == 0:
+        print("sharded weights:", sum(isinstance(weight, DTensor) for weight in self.model.parameters()))
+    plain_save(self, folder)
+
+
+AcceleratorState.__init__ = init
+plain_save, AlignmentTrainer.save_final = AlignmentTrainer.save_final, save_final
+train.can_shard = lambda: True
+run(train.parse_args, train.main)

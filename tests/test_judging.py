@@ -1,0 +1,127 @@
+"""Rows with judgments, judge prompts, and what is read from replies."""
+
+import json
+
+import pytest
+
+from alignment import judging
+from alignment.judging import Verdict, parse_ai_judgment, parse_annotation, parse_judgment, quoted_spans
+from alignment.runs import UserError
+
+ROW = {"id": 0, "instruction": "Add {1} and 1.", "input": "", "output": "It is {3}.", "judgment": "It is 2."}
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("Satisfactory.", Verdict(None)),
+        (' "satisfactory" ', Verdict(None)),
+        ("### Judgment: Satisfactory.", Verdict(None)),
+        ("Judgment: The sum is wrong.", Verdict("The sum is wrong.")),
+        ("The sum is wrong.\nIt is 2.", Verdict("The sum is wrong.\nIt is 2.")),
+        ("Not satisfactory: it is 2.", Verdict("Not satisfactory: it is 2.")),
+        ("Unsatisfactory, for it is 2.", Verdict("Unsatisfactory, for it is 2.")),
+        ("Satisfactory. But the sum is wrong.", Verdict(None, "satisfactory, but goes on")),
+        ("Wrong sum.", Verdict(None, "under 3 words")),
+        (" ...\n", Verdict(None, "empty")),
+    ],
+)
+def test_parse_annotation(reply, verdict):
+    assert parse_annotation(reply) == verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("The sum is right. Yes.", Verdict(None)),
+        ("The sum is wrong. No.", Verdict("The sum is wrong.")),
+        ("The sum is wrong.\n**No**", Verdict("The sum is wrong.")),
+        ("Yes. The sum is wrong. No.", Verdict("Yes. The sum is wrong.")),
+        ("No.", Verdict(None, "No without a judgment")),
+        ("Yes, it adds up, but the casino", Verdict(None, "no Yes or No at the end")),
+        ("", Verdict(None, "empty")),
+    ],
+)
+def test_parse_ai_judgment(reply, verdict):
+    assert parse_ai_judgment(reply) == verdict
+
+
+def test_parse_judgment_of_any_reply():
+    assert parse_judgment("annotate", None, "too long", "x") == Verdict(None, "no reply: too long")
+    assert parse_judgment("annotate", "The sum is", "length", "x") == Verdict(None, "cut off at --max_new_tokens")
+    assert parse_judgment("annotate", "It is {3} now.", "stop", "It is {3} now.") == Verdict(
+        None, "repeats the response"
+    )
+    assert parse_judgment("ai_judge", "Fine. Yes.", "stop", "x") == Verdict(None)
+
+
+def test_counts_by_reason():
+    verdicts = [Verdict("bad"), Verdict(None), Verdict(None, "empty"), Verdict(None, "empty"), Verdict("worse")]
+    assert judging.counts_by_reason(verdicts) == {"rows": 5, "faulty": 2, "satisfactory": 1, "malformed: empty": 2}
+
+
+@pytest.mark.parametrize("form", judging.FORMS)
+def test_prompt_holds_the_pair_and_ends_at_the_judgment(form):
+    """The reply's first token follows the colon; braces of the data are not slots."""
+    prompt = judging.format_judge_prompt(judging.read_form(form), ROW | {"input": "{response}"})
+    assert "\n### Instruction:\nAdd {1} and 1.\n{response}\n\n### Response:\nIt is {3}.\n\n### Judgment:" in prompt
+    assert prompt.endswith("### Judgment:")
+
+
+def test_form_without_a_slot(tmp_path, monkeypatch):
+    (tmp_path / "annotate.txt").write_text("Judge {instruction}.")
+    monkeypatch.setattr(judging, "PROMPTS", tmp_path)
+    with pytest.raises(UserError, match=r"has no \{response\} slot"):
+        judging.read_form("annotate")
+
+
+def test_quoted_spans():
+    """Straight, curly and single quotes; an apostrophe opens nothing; what is not in the output is not there."""
+    output = "The sky is green. It isn't blue. The sky is green."
+    judgment = """It says "sky is green." and 'blue', which isn't so; “no such words” is missing."""
+    assert quoted_spans(judgment, output) == [(4, 16), (27, 31), (37, 49)]
+
+
+def test_quoted_in():
+    """The pieces join to the judgment; only quotations that are in the output are marked."""
+    pieces = judging.quoted_in("""It says "green.", not "red".""", "It is green.")
+    assert pieces == [('It says "', False), ("green.", True), ('", not "red".', False)]
+
+
+def write(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_read_judgments(tmp_path, name):
+    """A score of 7 makes a row satisfactory whatever is said; a missing input is empty."""
+    scored = [ROW | {"score": score} for score in (7, 6.5, None)]
+    rows = judging.read_judgments(write(tmp_path / name, [{**ROW, "input": None}, *scored]))
+    assert [row["judgment"] for row in rows] == ["It is 2.", None, "It is 2.", "It is 2."]
+    assert rows[0]["input"] == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "i", "output": "o"}, "row 1 has no 'judgment'"),
+        (ROW | {"output": " "}, "row 1 has an empty 'output'"),
+        (ROW | {"instruction": None}, "row 1 has an empty 'instruction'"),
+        (ROW | {"judgment": ""}, "row 1: 'judgment' is neither text nor null"),
+        (ROW | {"score": "7"}, "row 1: 'score' is neither"),
+        ("text", "row 1 is a str"),
+    ],
+)
+def test_unusable_judgments(tmp_path, row, said):
+    with pytest.raises(UserError, match=said):
+        judging.read_judgments(write(tmp_path / "rows.json", [ROW, row]))
+
+
+def test_read_instructions(tmp_path):
+    rows = judging.read_instructions(write(tmp_path / "i.jsonl", [{"instruction": "i", "input": None}, ROW]))
+    assert [(row["id"], row["input"]) for row in rows] == [(0, ""), (0, "")]
+    with pytest.raises(UserError, match="row 0 has no text under 'output'"):
+        judging.read_instructions(write(tmp_path / "i.json", [{"instruction": "i"}]), with_output=True)
+    with pytest.raises(UserError, match="not a list of rows"):
+        judging.read_instructions(write(tmp_path / "i.json", {}))

@@ -1,0 +1,204 @@
+"""Log-probabilities against the plain formula, their memory, and every loss by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_llama
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from alignment.batches import IGNORED, Sample, collate
+from alignment.losses import (
+    bradley_terry,
+    dpo,
+    log1mexp,
+    orpo_odds_ratio,
+    response_logps,
+    row_means,
+    row_sums,
+    sft,
+    speak_logps,
+    token_logps,
+)
+
+VOCABULARY = 97
+SMALL = dict(
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)
+ARCHITECTURES = {
+    "llama": {},
+    "tied llama": {"tie_word_embeddings": True},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "phi": {},  # a bias in the head
+    "gemma2": {"final_logit_softcapping": 0.7},
+    "granite": {"logits_scaling": 3.0},
+    "cohere": {"logit_scale": 0.3},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},  # a decoder inside the decoder
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+def pairs():
+    return [
+        (Sample(0, [5, 6, 7, 8, 2], 2), Sample(0, [5, 6, 9, 2], 2)),
+        (Sample(1, [11, 12, 13, 14, 15, 16, 2], 3), Sample(1, [11, 12, 13, 3, 2], 3)),
+    ]
+
+
+def plain_logps(model, batch):
+    """The formula as written: logits of everything, log-softmax of everything, then pick."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    where = labels != IGNORED
+    return logits.to(torch.float64).log_softmax(-1)[where].gather(1, labels[where][:, None])[:, 0]
+
+
+def gradients(loss, model):
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equal_to_the_plain_formula_with_gradients(name):
+    """fp64, to 1e-10, three positions a chunk, for heads tied, untied, biased, capped and scaled."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name.split()[-1], **{**SMALL, **ARCHITECTURES[name]})
+    config._experts_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    batch = collate(pairs(), 0)
+    expected = plain_logps(model, batch)
+    weights = torch.linspace(-1, 2, len(expected), dtype=torch.float64)  # so that no gradient cancels
+    wanted = gradients((weights * expected).sum(), model)
+    logps, rows = response_logps(speak_logps(model, chunk_elements=3 * VOCABULARY), batch)
+    assert torch.allclose(logps, expected, atol=1e-10, rtol=0)
+    for ours, theirs in zip(gradients((weights * logps).sum(), model), wanted, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.allclose(ours, theirs, atol=1e-10, rtol=0)
+    assert rows.tolist() == [0] * 3 + [1] * 4 + [2] * 2 + [3] * 2
+
+
+def test_without_labels_the_model_answers_as_before():
+    model = make_llama(VOCABULARY)
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(ids).logits
+    assert torch.equal(speak_logps(model)(ids).logits, before)
+
+
+def test_bf16_is_summed_in_fp32():
+    """Of a bf16 model: the log-sum-exp over its bf16 logits in fp32, not in bf16, which would be 1e-2 off."""
+    model = make_llama(VOCABULARY).bfloat16()
+    batch = collate(pairs(), 0)
+    expected = plain_logps(model, batch)
+    logps, _ = response_logps(speak_logps(model, chunk_elements=10**6), batch)
+    assert logps.dtype == torch.float32
+    assert torch.allclose(logps.double(), expected, atol=1e-2)
+    states, head = torch.randn(5, 32).bfloat16(), torch.randn(VOCABULARY, 32).bfloat16()
+    logits = states @ head.T
+    exact = logits.double().log_softmax(-1)[:, 4]
+    assert torch.allclose(token_logps(lambda s: s @ head.T, states, torch.full((5,), 4), 2).double(), exact, atol=1e-5)
+
+
+def test_through_lora_also_on_the_head():
+    """PEFT around the model, adapters on the head too: equal to the plain formula through the same PEFT model."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make_llama(VOCABULARY).double()
+    wrapped = get_peft_model(speak_logps(model, 200), LoraConfig(target_modules=["q_proj", "lm_head"], r=2))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    wrapped.double().eval()
+    batch = collate(pairs(), 0)
+    logps, _ = response_logps(wrapped, batch)
+    assert torch.allclose(logps, plain_logps(wrapped, batch), atol=1e-10)
+    logps.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in wrapped.named_parameters() if "lora_A" in n)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any floating point tensor had."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tensors = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.elements = max([self.elements, *(t.numel() for t in tensors if t.is_floating_point())])
+        return out
+
+
+@pytest.mark.parametrize("vocabulary, length", [(1_000, 64), (4_000, 64), (4_000, 256), (16_000, 256)])
+def test_no_tensor_grows_with_vocabulary_times_length(vocabulary, length):
+    """Largest tensor of forward and backward: the head's own weight or a chunk, whatever V x T is; the plain formula's
+    grows with it. Nothing of a chunk's size is kept for the backward either."""
+    model = speak_logps(make_llama(vocabulary, max_position_embeddings=512), chunk_elements=20_000)
+    batch = collate([(Sample(i, list(range(4, 4 + length)), 1),) for i in range(2)], 0)
+    kept = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t)
+    with Largest() as largest, keep:
+        logps, _ = response_logps(model, batch)
+        saved = max(kept)
+        logps.sum().backward()
+    weight = vocabulary * 32
+    assert largest.elements <= max(weight, 20_000, 2 * length * length * 4)
+    assert saved <= max(weight, 2 * length * 64)
+    if vocabulary > 1_000:
+        assert 2 * length * vocabulary > largest.elements
+
+
+def test_rows():
+    values, rows = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 2, 2])
+    assert row_sums(values, rows, 3).tolist() == [1, 0, 5]
+    assert row_means(values, torch.tensor([0, 1, 1]), 2).tolist() == [1, 2.5]
+
+
+def test_log1mexp():
+    """log(1 - e^x): x = -log 2 gives -log 2; x = -1e-10 gives log 1e-10; x = -50 gives -e^-50. Gradients are finite."""
+    x = torch.tensor([-math.log(2), -1e-10, -50.0], dtype=torch.float64, requires_grad=True)
+    expected = torch.tensor([-math.log(2), math.log(1e-10), -math.exp(-50)], dtype=torch.float64)
+    assert torch.allclose(log1mexp(x), expected, rtol=1e-9, atol=0)
+    log1mexp(x).sum().backward()
+    assert torch.allclose(x.grad, -1 / torch.expm1(-x.detach()), rtol=1e-9, atol=0)
+
+
+def test_sft():
+    """Tokens of probability 1/2, 1/4, 1/4 of a step of five: (log 2 + 2 log 4) / 5 = log 2."""
+    assert sft(torch.tensor([0.5, 0.25, 0.25]).log(), 5).item() == pytest.approx(math.log(2))
+
+
+def test_bradley_terry():
+    """Equal rewards: log 2. A margin of log 3: -log(3/4). A margin of -200: 200, where exp would overflow."""
+    losses = bradley_terry(torch.tensor([1.0, math.log(3), -100.0]), torch.tensor([1.0, 0.0, 100.0]))
+    assert losses.tolist() == pytest.approx([math.log(2), math.log(4 / 3), 200.0])
+
+
+def test_dpo():
+    """beta 1/2; the policy gained log 9 on the chosen and nothing on the rejected, so σ(log 3) = 3/4. Without any gain
+    the loss is log 2, whatever the reference says."""
+    losses = dpo(
+        torch.tensor([math.log(9) - 7, -3.0]), torch.tensor([-4.0, -5.0]), torch.tensor([-7.0, -3.0]),
+        torch.tensor([-4.0, -5.0]), beta=0.5,
+    )  # fmt: skip
+    assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
+
+
+def test_orpo():
+    """Mean probabilities 3/4 and 1/2: odds 3 and 1, their ratio 3, σ(log 3) = 3/4. A certain answer stays finite."""
+    losses = orpo_odds_ratio(torch.tensor([0.75]).log(), torch.tensor([0.5]).log())
+    assert losses.item() == pytest.approx(math.log(4 / 3))
+    certain = torch.tensor([-1e-30], dtype=torch.float64, requires_grad=True)
+    orpo_odds_ratio(certain, torch.tensor([-1.0], dtype=torch.float64)).backward()
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_gradient_of_bradley_terry():
+    """d/dr_w -log σ(d) = -(1 - σ(d)); at equal rewards -1/2, and +1/2 for the other."""
+    chosen, rejected = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    bradley_terry(chosen, rejected).backward()
+    assert (chosen.grad.item(), rejected.grad.item()) == (-0.5, 0.5)
+    assert F.logsigmoid(torch.zeros(1)).item() == pytest.approx(-math.log(2))

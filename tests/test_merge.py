@@ -1,0 +1,121 @@
+"""merge.py on a tiny Llama with a LoRA adapter whose B is not zero."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import merge
+from alignment.adapters import check_base, fingerprint, write_base_card
+from alignment.runs import UserError
+
+
+@pytest.fixture
+def adapter(tmp_path, model_folder):
+    return make_adapter(tmp_path / "adapter", model_folder)
+
+
+def make_adapter(folder, base):
+    """An adapter that moves the base's logits, with its base card."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["gate_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    write_base_card(folder, str(base), None)
+    return folder
+
+
+def run_merge(base, adapter, output):
+    words = ["--base_model_name_or_path", base, "--peft_model_path", adapter, "--output_dir", output]
+    merge.main(merge.parse_args([str(word) for word in words]))
+
+
+def logits(folder):
+    return merge.probe_logits(AutoModelForCausalLM.from_pretrained(folder))
+
+
+def test_merged_checkpoint_is_plain_and_differs_from_the_base(tmp_path, model_folder, adapter, capsys):
+    run_merge(model_folder, adapter, tmp_path / "merged")
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    from peft import PeftModel
+
+    wanted = merge.probe_logits(PeftModel.from_pretrained(base, adapter))
+    torch.testing.assert_close(logits(tmp_path / "merged"), wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(model_folder), wanted, atol=1e-2)
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names and "adapter_config.json" not in names
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged")("ab")["input_ids"]
+
+
+def test_twice_is_harmless(tmp_path, model_folder, adapter, capsys):
+    run_merge(model_folder, adapter, tmp_path / "merged")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "merged").iterdir()}
+    run_merge(model_folder, adapter, tmp_path / "merged")
+    assert "already holds this merge" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "merged").iterdir()}
+
+
+def test_output_of_something_else_is_refused_and_left(tmp_path, model_folder, adapter):
+    before = fingerprint(str(model_folder))
+    with pytest.raises(UserError, match="holds something else"):
+        run_merge(model_folder, adapter, model_folder)
+    assert fingerprint(str(model_folder)) == before
+
+
+def test_beyond_tolerance_nothing_is_left(tmp_path, model_folder, adapter, monkeypatch):
+    """fp32 rounding alone is more than a tolerance of 0, so the check has something to find."""
+    monkeypatch.setitem(merge.TOLERANCE, "float32", 0.0)
+    with pytest.raises(UserError, match="not saved"):
+        run_merge(model_folder, adapter, tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "tiny"]
+
+
+def test_relative_error():
+    """Wanted (3, 4), found (3, 5): differences 0 and 1, so sqrt(1 / 25)."""
+    assert merge.relative_error(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0])) == pytest.approx(0.2)
+    assert merge.relative_error(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
+
+
+def changed_copy(model_folder, output, layer):
+    """The same model but for one weight."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.get_submodule(layer).weight[0, 0] += 0.01
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(output)
+    return output
+
+
+def test_another_base_is_refused_whatever_it_is_called(tmp_path, model_folder, adapter):
+    other = changed_copy(model_folder, tmp_path / "other" / "tiny", "model.layers.1.mlp.up_proj")
+    with pytest.raises(UserError, match="was trained on .* not the same"):
+        run_merge(other, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_same_base_elsewhere_is_accepted(tmp_path, model_folder, adapter):
+    model_folder.rename(tmp_path / "moved")
+    assert check_base(adapter, str(tmp_path / "moved")) is None
+
+
+def test_adapter_without_a_base_card_goes_by_name(tmp_path, model_folder, adapter):
+    (adapter / "base_model.json").unlink()
+    assert check_base(adapter, str(model_folder)) is None
+    with pytest.raises(UserError, match="was trained on .*tiny, not on other"):
+        check_base(adapter, "other")
+
+
+def test_adapter_that_does_not_fit(tmp_path, model_folder, adapter):
+    config = json.loads((model_folder / "config.json").read_text()) | {"intermediate_size": 48}
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(model_folder)
+    (adapter / "base_model.json").unlink()
+    with pytest.raises(UserError, match="does not fit the base"):
+        run_merge(model_folder, adapter, tmp_path / "merged")
+
+
+def test_no_adapter(tmp_path, model_folder):
+    with pytest.raises(UserError, match="no adapter_config.json"):
+        run_merge(model_folder, model_folder, tmp_path / "merged")

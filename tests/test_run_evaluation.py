@@ -1,0 +1,106 @@
+"""Static HHH: what is asked, how it is counted, and that batches change nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "eval"))
+
+import run_evaluation  # noqa: E402
+from hhh import LEAD_IN, Comparison, by_type, chosen_wins, question, read_comparisons, wilson  # noqa: E402
+
+from alignment.runs import UserError  # noqa: E402
+
+DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: "
+
+
+@pytest.fixture
+def rows(tmp_path):
+    found = [
+        {"chosen": DIALOGUE + "Good" + "!" * i, "rejected": DIALOGUE + "Go" + "?" * (i % 3), "type": kind}
+        for i, kind in enumerate(["helpful", "honest", "helpful", "other"] * 3)
+    ]
+    (tmp_path / "hhh.json").write_text(json.dumps(found))
+    return tmp_path / "hhh.json"
+
+
+def test_question(rows):
+    """Human and Assistant become Query and Response, and the text ends where the letter comes next."""
+    pair = read_comparisons(rows)[1]
+    assert pair == Comparison(DIALOGUE.rstrip(), "Good!", "Go?", "honest")
+    asked, swapped = question(pair, False), question(pair, True)
+    assert "Query: Hi\n\nResponse: Hello\n\nQuery: Bye\n\nResponse A: Good!\n\nResponse B: Go?" in asked
+    assert "Response A: Go?\n\nResponse B: Good!" in swapped
+    assert asked.count("Human:") == 1 and asked.endswith("\n\nAssistant:" + LEAD_IN)
+
+
+def test_both_orders_cancel_a_liking_for_a_letter():
+    """A model that says A whatever comes: 0.9 + 0.1 against 0.1 + 0.9, a tie, correct as released. A preference of
+    0.05 on top decides; and the mirrored preference decides the other way."""
+    assert chosen_wins([0.9, 0.1], [0.9, 0.1]) == 1
+    assert chosen_wins([0.85, 0.15], [0.9, 0.1]) == 0
+    assert chosen_wins([0.95, 0.05], [0.9, 0.1]) == 1
+
+
+def test_wilson():
+    """8 of 10: (0.8 + 0.19208) / 1.38416 = 0.7167, less and more 0.2267. 0 of 10 starts at 0, and ends at 0.2775."""
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+
+
+def test_by_type_is_micro_over_all():
+    pairs = [Comparison("", "", "", kind) for kind in ("helpful", "helpful", "helpful", "honest")]
+    found = by_type(pairs, [1.0, 1.0, 0.0, 0.0])
+    assert found["helpful"]["accuracy"] == pytest.approx(2 / 3) and found["honest"]["accuracy"] == 0
+    assert found["all"]["accuracy"] == 0.5 and list(found) == ["helpful", "honest", "all"]
+
+
+def test_a_policy_in_batches_is_the_policy_alone(rows, model_folder, tmp_path):
+    """Probabilities of both letters from batches of mixed lengths: those of each text by itself, unpadded."""
+    out = tmp_path / "result.json"
+    run_evaluation.main(run_evaluation.parse_args(
+        ["--data_path", str(rows), "--model_name_or_path", str(model_folder), "--batch_tokens", "2000",
+         "--output_path", str(out)]))  # fmt: skip
+    items = json.loads(out.read_text())["items"]
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    letters = tokenizer("AB")["input_ids"]  # after the space, which the byte tokenizer spells apart
+    for item, pair in zip(items, read_comparisons(rows), strict=True):
+        for scores, swapped in zip(item["scores"], (False, True), strict=True):
+            ids = torch.tensor([tokenizer(question(pair, swapped) + " ")["input_ids"][-512:]])
+            assert scores == pytest.approx(model(ids).logits[0, -1].softmax(-1)[letters].tolist(), rel=1e-4)
+
+
+def test_a_reward_model(rows, tmp_path, tokenizer, llama, capsys):
+    """r(chosen) > r(rejected) as transformers scores them one by one; the table has every type."""
+    model = AutoModelForSequenceClassification.from_config(llama.config.__class__(
+        **{**llama.config.to_dict(), "num_labels": 1}))  # fmt: skip
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    out = tmp_path / "result.json"
+    run_evaluation.main(run_evaluation.parse_args(
+        ["--data_path", str(rows), "--reward_model", str(tmp_path / "rm"), "--output_path", str(out)]))  # fmt: skip
+    found = json.loads(out.read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    for item, pair in zip(found["items"], read_comparisons(rows), strict=True):
+        for reward, answer in zip(item["scores"], (pair.chosen, pair.rejected), strict=True):
+            ids = torch.tensor([tokenizer(f"{pair.prompt} {answer}</s>")["input_ids"]])
+            assert model(ids).logits.item() == pytest.approx(reward, abs=1e-5)
+        assert item["correct"] == (item["scores"][0] > item["scores"][1])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("helpful", "honest", "other", "all", "95% interval"))
+
+
+def test_mistakes(rows, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_evaluation.parse_args(["--data_path", str(rows)])
+    assert "give one of" in capsys.readouterr().err
+    rows.write_text(json.dumps([{"chosen": DIALOGUE + "x", "type": "other"}]))
+    with pytest.raises(UserError, match="row 0: rejected is missing"):
+        read_comparisons(rows)

@@ -1,0 +1,360 @@
+"""train.py from end to end on a tiny Llama: what a step is, what a run leaves, and what it refuses."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import train
+from alignment import verification
+from alignment.reward_model import load, score
+from alignment.runs import UserError
+
+REPOSITORY = Path(train.__file__).parent
+WORDS = "alpha beta gamma delta".split()
+PAIRS = ("reward", "dpo", "orpo")
+
+
+def words(draw, most=8):
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, most)))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """21 rows for each objective: the chosen response ends in "!", the rejected in "?", lengths are mixed."""
+    draw = random.Random(0)
+    pairs = [{"prompt": words(draw), "chosen": words(draw) + "!", "rejected": words(draw) + "?"} for _ in range(21)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    (tmp_path / "sft.json").write_text(json.dumps([{"input": p["prompt"], "output": p["chosen"]} for p in pairs]))
+    return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Verification in this process, which a fresh one repeats only in the tests that are about it."""
+    monkeypatch.setattr(train, "verify", lambda folder: verification.verify(str(folder)))
+
+
+def argv(data, folder, objective, name="out", **changes):
+    flags = {
+        "objective": objective,
+        "model_name_or_path": folder,
+        "data_path": data / ("sft.json" if objective == "sft" else "pairs.json"),
+        "output_dir": data / name,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        **changes,
+    }
+    return [word for flag, value in flags.items() for word in (f"--{flag}", *str(value).split())]
+
+
+def go(*args, **changes):
+    arguments = train.parse_args(argv(*args, **changes))
+    train.main(arguments)
+    return arguments.output_dir
+
+
+def history(folder, key="loss"):
+    return [line[key] for line in map(json.loads, (folder / "history.jsonl").open()) if key in line]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+# A step
+
+
+@pytest.mark.parametrize("objective", ["sft", "packed", *PAIRS])
+def test_a_step_does_not_depend_on_how_it_is_cut(quick, data, model_folder, objective):
+    """8 items a step as 8x1, 4x2 and 1x8, the last of 5 items: losses equal to 1e-6, and so gradient norms and the
+    final weights within what Adam makes of rounding. A mean of micro-batches' means would differ in the third digit."""
+    extra = {"packing": True, "model_max_length": 160} if objective == "packed" else {}
+    cuts = {}
+    for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
+        folder = go(
+            data, model_folder, "sft" if extra else objective, name=f"cut{batch}", per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation, **extra,
+        )  # fmt: skip
+        cuts[batch] = history(folder), history(folder, "grad_norm"), weights(folder)
+    losses, norms, tensors = cuts[8]
+    assert len(losses) >= 1 + (objective != "packed")
+    for other, other_norms, other_tensors in (cuts[4], cuts[1]):
+        assert other == pytest.approx(losses, rel=1e-6)
+        assert other_norms == pytest.approx(norms, rel=1e-4)
+        for name, tensor in tensors.items():
+            assert torch.allclose(tensor, other_tensors[name], atol=1e-4), name  # Adam turns 1e-8 of noise to more
+
+
+def test_the_first_loss_by_hand(quick, data, model_folder):
+    """DPO before any step: policy is reference, every pair's loss log 2. SFT before any step: the mean over all tokens
+    of -log p from plain logits, which a one-step epoch logs."""
+    assert history(go(data, model_folder, "dpo"))[0] == pytest.approx(math.log(2), abs=1e-6)
+    folder = go(data, model_folder, "sft", name="sft", per_device_train_batch_size=21)
+    template = train.load_data(train.parse_args(argv(data, model_folder, "sft")), print)[0]
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    total, tokens = 0.0, 0
+    for row in json.loads((data / "sft.json").read_text()):
+        prompt, response = template.prompt_ids([row])[0], template.response_ids([row["output"]])[0]
+        logps = model(torch.tensor([prompt + response])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        total -= logps.gather(1, torch.tensor(response)[:, None]).sum().item()
+        tokens += len(response)
+    assert history(folder)[0] == pytest.approx(total / tokens, rel=1e-5)
+
+
+# A run
+
+
+@pytest.mark.parametrize(
+    "objective, extra",
+    [("sft", {"packing": True}), ("reward", {"normalize_reward": True}), ("dpo", {}), ("orpo", {}),
+     ("sft", {"lora_r": 4}), ("reward", {"lora_r": 4, "gradient_checkpointing": True}), ("dpo", {"lora_r": 4})],
+)  # fmt: skip
+def test_every_objective_learns_and_saves(quick, data, model_folder, objective, extra):
+    """Ten epochs: the loss falls, what is logged is there, and the run card says that the saved model agrees."""
+    file = "sft.json" if objective == "sft" else "pairs.json"
+    folder = go(
+        data, model_folder, objective, num_train_epochs=10, learning_rate=1e-2, eval_data_path=data / file,
+        eval_strategy="epoch", **extra,
+    )  # fmt: skip
+    losses = history(folder)
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.06
+    assert len(history(folder, "eval_loss")) == 11 and history(folder, "tokens_per_second")
+    assert (folder / "history.png").stat().st_size > 1000
+    card = json.loads((data / "out.run.json").read_text())
+    assert card["counts"]["check"]["agrees"] and card["counts"]["rows"]["train"]["kept"] == 21
+    if objective != "sft":
+        assert sum(history(folder, "accuracy")[-3:]) > 2.6 and history(folder, "margin")[-1] > 0
+    if objective == "reward":
+        assert 0 <= history(folder, "longer_wins_accuracy")[0] <= 1
+
+
+def test_a_reward_model_is_scored_by_transformers_as_by_us(quick, data, model_folder):
+    """score() on rows of all lengths equals the plain classifier on each text alone, without padding; pad is not EOS;
+    normalised scores of the training rows have mean 0 and deviation 1."""
+    folder = go(data, model_folder, "reward", normalize_reward=True)
+    rows = json.loads((data / "pairs.json").read_text())
+    model, template = load(str(folder), device="cpu")
+    ours = score(model, template, rows, [row["chosen"] for row in rows], batch_tokens=200)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert plain.config.num_labels == 1 and plain.config.pad_token_id != plain.config.eos_token_id
+    text = "\n\nHuman: {}\n\nAssistant: {}</s>"
+    for row, reward in zip(rows, ours, strict=True):
+        ids = template.tokenizer(text.format(row["prompt"], row["chosen"]), return_tensors="pt")
+        assert plain(ids["input_ids"]).logits.item() == pytest.approx(reward, abs=1e-5)
+    both = score(model, template, rows * 2, [row[side] for side in ("chosen", "rejected") for row in rows],
+                 normalize=True)  # fmt: skip
+    assert torch.tensor(both).mean().item() == pytest.approx(0, abs=1e-4)
+    assert torch.tensor(both).std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_pad_that_is_eos_is_replaced(quick, data, model_folder, tokenizer, llama):
+    """As Llama's folders come: no pad, or pad = EOS. The saved model has another, and an embedding for it."""
+    tokenizer.pad_token = "</s>"
+    tokenizer.save_pretrained(model_folder)
+    folder = go(data, model_folder, "reward")
+    assert AutoModelForSequenceClassification.from_pretrained(folder).config.pad_token_id == 3  # <pad>, a spare one
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_token_id"] = config["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="padding token is its EOS"):
+        load(str(folder), device="cpu")
+
+
+def test_eos_is_learned(quick, data, model_folder):
+    """Trained on one response, greedy decoding from the same prompt ids says it and stops."""
+    (data / "sft.json").write_text(json.dumps([{"input": "alpha", "output": "beta!"}] * 8))
+    folder = go(data, model_folder, "sft", num_train_epochs=40, learning_rate=2e-2)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    template = train.load_data(train.parse_args(argv(data, folder, "sft")), print)[0]
+    prompt = torch.tensor(template.prompt_ids([{"input": "alpha"}]))
+    out = model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=template.end_id)
+    assert out[0, prompt.shape[1] :].tolist() == template.response_ids(["beta!"])[0]
+
+
+@pytest.mark.parametrize("objective", ["reward", "dpo"])
+def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, objective, monkeypatch):
+    """Two epochs of three steps, checkpoint and stop at step 2, resume in the middle of the epoch: the same losses and
+    weights. DPO's reference log-probabilities are read, not computed from the half-trained model."""
+    whole = go(data, model_folder, objective, name="whole", num_train_epochs=2)
+    flags = argv(data, model_folder, objective, num_train_epochs=2, save_strategy="steps", save_steps=2)
+
+    class Stopped(Exception):
+        pass
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        from alignment.trainers import History
+
+        written = History.on_log
+        patch.setattr(
+            History, "on_log",
+            lambda self, args, state, control, **kw: written(self, args, state, control, **kw)
+            if state.global_step < 3 else (_ for _ in ()).throw(Stopped),
+        )  # fmt: skip
+        train.main(train.parse_args(flags))
+    with pytest.raises(UserError, match="holds another run"):
+        train.main(train.parse_args(flags))
+    train.main(train.parse_args([*flags, "--resume_from_checkpoint", "True"]))
+    assert history(data / "out") == history(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(data / "out")[name]), name
+
+
+def test_the_same_run_again_is_found_finished(quick, data, model_folder, capsys):
+    go(data, model_folder, "sft")
+    before = (data / "out" / "model.safetensors").stat().st_mtime_ns
+    go(data, model_folder, "sft")
+    assert "nothing to do" in capsys.readouterr().out
+    assert (data / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+# The check of what was saved
+
+
+def test_a_fresh_process_refuses_what_was_not_trained(data, model_folder):
+    """The real check, in a process of its own, passes; with one matrix changed, or the head drawn anew, it fails."""
+    folder = go(data, model_folder, "reward")
+    good = weights(folder)
+    for name in ("score.weight", "model.layers.0.mlp.up_proj.weight"):
+        save_file(good | {name: good[name] + 0.05 * torch.randn_like(good[name])}, folder / "model.safetensors",
+                  {"format": "pt"})  # fmt: skip
+        verdict = verification.verify(str(folder))
+        assert not verdict["agrees"] and verdict["single"] > verdict["tolerance"], name
+    save_file({k: v for k, v in good.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
+    assert not train.verify(folder)["agrees"]
+
+
+def test_a_model_that_does_not_load_fails_the_run(data, model_folder, monkeypatch):
+    from alignment.trainers import AlignmentTrainer
+
+    saved = AlignmentTrainer.save_final
+    monkeypatch.setattr(AlignmentTrainer, "save_final", lambda self, folder: (
+        saved(self, folder), (folder / "model.safetensors").write_bytes(b"torn")))  # fmt: skip
+    with pytest.raises(UserError, match="cannot be loaded again"):
+        go(data, model_folder, "reward")
+    assert not (data / "out.run.json").exists()
+
+
+# Ranks
+
+
+def torchrun(script, flags, processes=2):
+    port = random.randint(20_000, 60_000)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+               f"--master_port={port}", script, *flags]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_sharded_ranks_train_and_save_what_one_does(quick, data, model_folder):
+    """FSDP over two CPU processes: the losses of one process to 1e-6, and a plain checkpoint with its weights."""
+    flags = argv(data, model_folder, "sft", name="two", per_device_train_batch_size=4, fsdp="full_shard")
+    done = torchrun("tests/fsdp_on_cpu.py", flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "sharded weights: 19" in done.stdout  # of 21: last norm and head stay whole from forward to backward
+    one = go(data, model_folder, "sft", name="one")
+    assert history(data / "two") == pytest.approx(history(one), rel=1e-6)
+    for name, tensor in weights(one).items():
+        assert torch.allclose(tensor, weights(data / "two")[name], atol=1e-4), name
+
+
+ALMOST = """--cache_dir CACHE --bf16 True --num_train_epochs 1 --per_device_eval_batch_size 4
+--gradient_accumulation_steps 8 --gradient_checkpointing True --evaluation_strategy no --save_steps 2000
+--save_total_limit 1 --learning_rate 2e-5 --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 1
+--fsdp_transformer_layer_cls_to_wrap LlamaDecoderLayer --tf32 True"""
+COMMANDS = {
+    "reward": "--per_device_train_batch_size 4 --save_strategy no --weight_decay 0.1 --model_max_length 1024 "
+    "--train_reward_model True",
+    "sft": "--per_device_train_batch_size 2 --save_strategy steps --weight_decay 0. --model_max_length 512",
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
+    """Only model, data, output and process count changed; on two CPU processes; translations are printed."""
+    file = "pairs.json" if kind == "reward" else "sft.json"
+    flags = [*f"{ALMOST} {COMMANDS[kind]}".replace("CACHE", str(data)).split(), "--fsdp", "full_shard auto_wrap"]
+    flags += ["--model_name_or_path", str(model_folder), "--data_path", str(data / file)]
+    done = torchrun("train.py", [*flags, "--output_dir", str(data / "out")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    for translated in ("--evaluation_strategy ->", "--warmup_ratio 0.03 ->", "--tf32 ->", "--fsdp "):
+        assert f"translated: {translated}" in done.stdout
+    assert '"agrees": true' in done.stdout
+    kind = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
+    assert kind.from_pretrained(data / "out").dtype == torch.bfloat16
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "objective, changes, message",
+    [
+        ("dpo", {"data_path": "sft.json"}, "--objective sft would fit"),
+        ("reward", {"model_name_or_path": "nowhere"}, "no tokenizer in nowhere"),
+        ("sft", {"template": "chatt"}, "did you mean 'chat'"),
+        ("sft", {"model_max_length": 4}, "all 21 rows were dropped: 21 too long"),
+        ("sft", {"resume_from_checkpoint": "."}, "is no checkpoint"),
+        ("sft", {"resume_from_checkpoint": "True"}, "has no checkpoint-"),
+        ("sft", {"fsdp": "half_shard"}, "'half_shard' is unknown"),
+        ("sft", {"lora_r": 2, "lora_target_modules": "nothing"}, "lora_target_modules"),
+        ("sft", {"lora_r": 2, "load_in_8bit": True}, "need bitsandbytes"),
+        ("sft", {"learning_rate": 1e30}, "not finite at step 2, rows"),
+    ],
+)
+def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, message, monkeypatch):
+    monkeypatch.chdir(data)
+    with pytest.raises(UserError, match=message) as error:
+        go(data, model_folder, objective, **changes)
+    assert "\n" not in str(error.value) and not (data / "out.run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--learning_rat", "1"], "unknown argument --learning_rat; did you mean '--learning_rate'"),
+        (["--train_reward_model", "--objective", "dpo"], "contradict"),
+        (["--packing", "True", "--objective", "dpo"], "--packing is for"),
+        (["--control", "length"], "sft has none"),
+        (["--load_in_8bit"], "give --lora_r"),
+        (["--evaluation_strategy", "epoch"], "needs --eval_data_path"),
+    ],
+)
+def test_mistakes_on_the_command_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        train.parse_args(["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o", *flags])
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_flags_of_transformers_pass():
+    base = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
+    args = train.parse_args([*base, "--adam-beta2", "0.95", "--max_grad_norm=0.5"])
+    assert args.trainer == {"adam_beta2": 0.95, "max_grad_norm": 0.5}
+    assert (args.objective, args.learning_rate, args.model_max_length, args.warmup_ratio) == ("sft", 2e-5, 512, 0.03)
+    janus = train.parse_args([*base, "--objective", "dpo"])
+    assert (janus.beta, janus.learning_rate, janus.model_max_length, janus.warmup_steps) == (0.1, 5e-7, 2048, 10)
+
+
+def test_exit_code_is_2(data):
+    done = subprocess.run(
+        [sys.executable, "train.py", *argv(data, "nowhere", "sft", data_path="none.json")],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr == "train.py: error: data none.json does not exist\n"
+
+
+def test_a_control_learns_its_rule(quick, data, model_folder):
+    """Length as the preference: the longer one wins in every pair, and the log says so."""
+    folder = go(data, model_folder, "reward", control="length", num_train_epochs=12, learning_rate=1e-2)
+    assert min(history(folder, "longer_wins_accuracy")) >= 0.8  # a tie in tokens counts half
+    assert sum(history(folder, "accuracy")[-3:]) > 2.4

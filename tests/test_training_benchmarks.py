@@ -1,0 +1,31 @@
+"""The training benchmarks measure the same computation both ways, and print their ratio."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import reward_model, sft_memory  # noqa: E402
+
+
+def test_both_ways_have_the_same_loss(model_folder):
+    """Full logits with transformers' loss and ours: equal to 1e-5, so that memory and time compare the same thing."""
+    flags = ["--model_name_or_path", str(model_folder), "--length", "64", "--batch_size", "2", "--steps", "1", "--way"]
+    full, ours = (sft_memory.measure(sft_memory.parse_args([*flags, way])) for way in ("full", "ours"))
+    assert ours["loss"] == pytest.approx(full["loss"], rel=1e-5)
+
+
+def test_reward_model_ways(model_folder, capsys):
+    """Every pair is in each way once, released padded to the longest of the data and ours to less; ratios are shown."""
+    flags = ["--model_name_or_path", str(model_folder), "--pairs", "8", "--model_max_length", "128"]
+    args = reward_model.parse_args(flags)
+    items, longest = reward_model.load_items(args, 100)
+    theirs, ours = reward_model.released(items, longest, args), reward_model.ours(items, args)
+    rows = [sum(ids.shape[0] for batch in way for ids, _ in batch) for way in (theirs, ours)]
+    real = [sum(int(mask.sum()) for batch in way for _, mask in batch) for way in (theirs, ours)]
+    padded = [sum(ids.numel() for batch in way for ids, _ in batch) for way in (theirs, ours)]
+    assert rows == [16, 16] and real[0] == real[1] and padded[0] == 16 * 128 >= padded[1]
+    reward_model.main(args)
+    assert "the released way (target at least 2.00x)" in capsys.readouterr().out
