@@ -17,11 +17,20 @@ import random
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from alignment import prompts, records
 from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
-from alignment.generation import Request, Sampling, add_engine_arguments, engine_from, generate, record_seed
+from alignment.generation import (
+    Request,
+    Sampling,
+    add_engine_arguments,
+    check_model,
+    engine_from,
+    generate,
+    record_seed,
+)
 from alignment.journal import Journal
 from alignment.ranking import binarise
 from alignment.runs import (
@@ -39,6 +48,7 @@ from alignment.runs import (
 DUPLICATE = 0.5  # ROUGE-L F against a seed or accepted prompt; the released call, where its function's default is 0.7
 STALLED = 1_000  # pg stops when the last so many candidates ...
 STALLED_ACCEPTS = 5  # ... brought fewer than so many prompts
+SCORED_TOGETHER = 1_024  # pairs that --filter_reward_model sorts by length at a time
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -68,6 +78,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rubric", nargs="+", metavar="CONFIG",
         help="cs: configurations, best first; equal ranks as a,b",
+    )  # fmt: skip
+    parser.add_argument(
+        "--filter_reward_model", metavar="MODEL",
+        help="cs: keep only the pairs on which this reward model of train.py agrees (the paper's as-is RM validation)",
     )  # fmt: skip
     parser.add_argument("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
     parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
@@ -233,9 +247,12 @@ def construct_comparisons(args: argparse.Namespace) -> None:
 
     output = args.output_dir / "comparison.json"
     counts = Waterfall(names)
-    records.write_whole(output, records.json_list(compare(queries, responses, names, ranks, counts)))
+    comparisons = compare(queries, responses, names, ranks, counts)
+    if args.filter_reward_model:
+        comparisons = validate(comparisons, args.filter_reward_model, counts)
+    records.write_whole(output, records.json_list(comparisons))
     print(counts.tables())
-    print(f"cs: {len(queries):,} prompts x {len(names)} -> {sum(counts.pairs.values()):,} comparisons: {output}")
+    print(f"cs: {len(queries):,} prompts x {len(names)} -> {counts.total():,} comparisons: {output}")
     write_run_card(output, args, inputs=[prompts_file, *files], counts=counts.as_dict())
 
 
@@ -291,6 +308,24 @@ def compare(queries, responses, names, ranks, counts: Waterfall) -> Iterator[dic
             }
 
 
+def validate(comparisons: Iterator[dict], model_name: str, counts: Waterfall) -> Iterator[dict]:
+    """The comparisons whose chosen response has the higher reward, by a model trained on other data (section 2.2)."""
+    check_model(model_name)
+    from alignment import reward_model
+
+    model, template = reward_model.load(model_name)
+    counts.refused = Counter()
+    while chunk := list(islice(comparisons, SCORED_TOGETHER)):
+        chosen, rejected = (
+            reward_model.score(model, template, chunk, [row[side] for row in chunk]) for side in ("chosen", "rejected")
+        )
+        for row, high, low in zip(chunk, chosen, rejected, strict=True):
+            if high > low:
+                yield row
+            else:
+                counts.refused[row["meta"]] += 1
+
+
 class Waterfall:
     """What happened on the way from responses to comparisons."""
 
@@ -300,6 +335,10 @@ class Waterfall:
         self.kept = Counter()  # kept responses of a prompt -> prompts
         self.pairs = Counter()  # (chosen, rejected) configuration -> pairs
         self.longer = Counter()  # likewise, where the chosen is the longer
+        self.refused: Counter | None = None  # meta -> pairs on which --filter_reward_model disagrees
+
+    def total(self) -> int:
+        return sum(self.pairs.values()) - sum((self.refused or {}).values())
 
     def as_dict(self) -> dict:
         return {
@@ -308,7 +347,7 @@ class Waterfall:
             "dropped": {name: dict(dropped) for name, dropped in zip(self.names, self.dropped, strict=True)},
             "pairs": {self._pair(pair): count for pair, count in sorted(self.pairs.items())},
             "chosen_is_longer": {self._pair(pair): count for pair, count in sorted(self.longer.items())},
-        }
+        } | ({} if self.refused is None else {"refused_by_reward_model": dict(sorted(self.refused.items()))})
 
     def _pair(self, pair: tuple[int, int]) -> str:
         return f"{self.names[pair[0]]}-vs-{self.names[pair[1]]}"
@@ -324,6 +363,10 @@ class Waterfall:
         pairs = [["pairs", "", "chosen is longer"]] + [
             [self._pair(pair), count, f"{self.longer[pair] / count:.0%}"] for pair, count in sorted(self.pairs.items())
         ]
+        if self.refused is not None:
+            pairs[0].append("reward model agrees")
+            for row in pairs[1:]:
+                row.append(row[1] - self.refused[row[0]])
         responses = [head, ["in", *(prompts_seen for _ in self.names)], *rows, kept]
         return f"{table(responses)}\n\n{table(pairs)}\n"
 

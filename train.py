@@ -42,6 +42,12 @@ DEFAULTS = {
     "dpo": dict(learning_rate=5e-7, weight_decay=0.0, num_train_epochs=2.0, model_max_length=2048),
     "orpo": dict(learning_rate=5e-6, weight_decay=0.0, num_train_epochs=2.0, model_max_length=4096),
 }
+SAME_NAME = (  # ours and TrainingArguments'
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "gradient_checkpointing", "bf16", "fp16", "num_train_epochs", "max_steps", "learning_rate", "weight_decay",
+    "lr_scheduler_type", "optim", "seed", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
+    "logging_steps", "report_to",
+)  # fmt: skip
 RANK = int(os.environ.get("RANK", 0))
 
 
@@ -227,12 +233,7 @@ def training_arguments(args: argparse.Namespace, say):
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    kept = (
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps gradient_checkpointing "
-        "bf16 fp16 num_train_epochs max_steps learning_rate weight_decay lr_scheduler_type optim seed eval_steps "
-        "save_strategy save_steps save_total_limit logging_steps report_to"
-    ).split()
-    values = {name: getattr(args, name) for name in kept if getattr(args, name) is not None}
+    values = {name: getattr(args, name) for name in SAME_NAME if getattr(args, name) is not None}
     values |= dict(output_dir=str(args.output_dir), eval_strategy=args.evaluation_strategy, disable_tqdm=True,
                    remove_unused_columns=False, logging_nan_inf_filter=False,
                    ddp_find_unused_parameters=False)  # fmt: skip

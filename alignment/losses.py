@@ -244,9 +244,7 @@ def cut(
     return first / num_tokens, second / num_tokens
 
 
-def cut_as_released(
-    judged: Tensor, plain: Tensor, satisfactory: Tensor, *, threshold: float, weight: float
-) -> Tensor:
+def cut_as_released(judged: Tensor, plain: Tensor, satisfactory: Tensor, *, threshold: float, weight: float) -> Tensor:
     """The released code's loss of one micro-batch: L_mle, or (L_unlike + L_mle) / 2 where it has a flawed row (C3).
 
     Both are means over the micro-batch's tokens. Probabilities, not logarithms: 1e-5 stands in for an exact 0 (C8, C9).

@@ -272,10 +272,9 @@ class AlignmentTrainer(Trainer):
                 found[numbers] = sums
         return self.accelerator.reduce(found.to(self.args.device)).cpu().float()
 
-
     # The end of a run
 
-    def keep_reward_statistics(self, items: int = 512) -> None:
+    def keep_reward_statistics(self, items: int = 128) -> None:
         """Mean and deviation of the rewards of the first pairs, both sides, into the config (--normalize_reward)."""
         rewards = torch.tensor(self.first_values(min(items, len(self.train_dataset)), "reward", both=True))
         config = self.accelerator.unwrap_model(self.model_wrapped).config

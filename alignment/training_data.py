@@ -73,9 +73,11 @@ def read_rows(source: str) -> list[dict]:
 
 
 def read_parquet(path: Path) -> list[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"data {path}: reading parquet needs the package pyarrow; pip install pyarrow") from None
     if not path.exists():
         raise UserError(f"data {path} does not exist")
     try:

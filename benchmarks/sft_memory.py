@@ -53,8 +53,15 @@ def main(args: argparse.Namespace) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[way] = json.loads(done.stdout.splitlines()[-1])
     ratios = {key: found["ours"][key] / found["full"][key] for key in ("gib", "seconds")}
-    print(table([("way", "peak GiB", "seconds a step", "loss")] + [
-        (way, f"{each['gib']:.2f}", f"{each['seconds']:.2f}", f"{each['loss']:.5f}") for way, each in found.items()]))
+    print(
+        table(
+            [("way", "peak GiB", "seconds a step", "loss")]
+            + [
+                (way, f"{each['gib']:.2f}", f"{each['seconds']:.2f}", f"{each['loss']:.5f}")
+                for way, each in found.items()
+            ]
+        )
+    )
     print(f"memory {ratios['gib']:.2f}x (target at most 0.60x), time {ratios['seconds']:.2f}x (target at most 1.00x)")
 
 

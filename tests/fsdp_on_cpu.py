@@ -1,6 +1,6 @@
 """A worker of test_training.py: train.py with FSDP on CPU processes, which torch can do and accelerate passes over.
 
-    torchrun --nproc_per_node=2 tests/fsdp_on_cpu.py <arguments of train.py>
+torchrun --nproc_per_node=2 tests/fsdp_on_cpu.py <arguments of train.py>
 """
 
 import faulthandler

@@ -118,6 +118,11 @@ def test_unusable_judgments(tmp_path, row, said):
         judging.read_judgments(write(tmp_path / "rows.json", [ROW, row]))
 
 
+def test_sample_in_the_repository():
+    rows = judging.read_judgments(str(judging.REPOSITORY / "data" / "judgments.json"))
+    assert len(rows) == 16 and sum(row["judgment"] is None for row in rows) == 4
+
+
 def test_read_instructions(tmp_path):
     rows = judging.read_instructions(write(tmp_path / "i.jsonl", [{"instruction": "i", "input": None}, ROW]))
     assert [(row["id"], row["input"]) for row in rows] == [(0, ""), (0, "")]

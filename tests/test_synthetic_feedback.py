@@ -220,6 +220,36 @@ def test_cs_reads_a_plain_list_and_a_limit(responses):
     assert len(cs(responses, "A", "B", more=["--limit", "1"])) == 1
 
 
+def test_cs_keeps_the_pairs_on_which_a_reward_model_agrees(responses, tmp_path, capsys, tokenizer, monkeypatch):
+    """A reward model of untrained weights agrees by chance; kept is what score() prefers, and all is counted."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    from alignment import reward_model
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_labels=1, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=2048,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    monkeypatch.setattr(synthetic_feedback, "SCORED_TOGETHER", 4)
+    everything = cs(responses, "A", "B", "C")
+    kept = cs(responses, "A", "B", "C", more=["--filter_reward_model", tmp_path / "rm"])
+    model, template = reward_model.load(str(tmp_path / "rm"))
+    agrees = [
+        reward_model.score(model, template, [row], [row["chosen"]])
+        > reward_model.score(model, template, [row], [row["rejected"]])
+        for row in everything
+    ]
+    assert kept == [row for row, yes in zip(everything, agrees, strict=True) if yes]
+    assert 0 < len(kept) < len(everything)
+    counts = json.loads((responses / "comparison.json.run.json").read_text())["counts"]
+    assert sum(counts["refused_by_reward_model"].values()) == len(everything) - len(kept)
+    assert "reward model agrees" in capsys.readouterr().out
+
+
 def test_comparisons_load_in_datasets(responses, tmp_path):
     from datasets import load_dataset
 
@@ -351,6 +381,7 @@ MISTAKES = {
     "configuration twice": ("cs --rubric A B A", "--rubric names A twice"),
     "one configuration": ("cs --rubric A", "needs two ranks at least"),
     "one rank": ("cs --rubric A,B", "needs two ranks at least"),
+    "no reward model": ("cs --rubric A B --filter_reward_model ./none", "model ./none does not exist"),
     "no rubric": ("cs", "needs two ranks at least"),
     "stray comma": ("cs --rubric A, B", "has an empty name"),
     "no model": (f"rg --prompt_file_path {HHH} --backend hf --model_name_or_path ./none", "./none does not exist"),

@@ -19,7 +19,7 @@ from alignment.reward_model import load, score
 from alignment.runs import UserError
 
 REPOSITORY = Path(train.__file__).parent
-WORDS = "alpha beta gamma delta".split()
+WORDS = ["alpha", "beta", "gamma", "delta"]
 PAIRS = ("reward", "dpo", "orpo")
 
 
