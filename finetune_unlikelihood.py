@@ -350,7 +350,7 @@ def main(args: Namespace) -> None:
     from alignment.judging import read_judgments
 
     set_seed(args.seed)
-    read = read_judgments(args.data_path)[: args.limit]
+    read = [row | {"row": number} for number, row in enumerate(read_judgments(args.data_path)[: args.limit])]
     check_kinds(read, args)
     rows, eval_rows = held_out(downsampled(read, args.downsample, args.seed), args.val_set_size, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.base_model)

@@ -23,6 +23,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import parse_qsl
@@ -148,8 +149,9 @@ def model_identity(name: str) -> str:
 
 
 class VllmEngine:
-    """vLLM in this process. All pending requests are handed over together; each is yielded as it finishes."""
+    """vLLM in this process. It always has thousands of requests to choose from; each is yielded as it finishes."""
 
+    IN_FLIGHT = 4_096  # more than any scheduler runs at once
     # A seeded request must not be prefilled in pieces: vLLM then winds its generator back, which a CPU's cannot do.
     # Compiling takes a minute and brings a seventh in speed.
     ON_CPU = {"enable_chunked_prefill": False, "enforce_eager": True}
@@ -165,6 +167,8 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; read by the CPU build only
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of vLLM's own processes
         try:
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -179,6 +183,7 @@ class VllmEngine:
                 seed=0,
                 enable_prefix_caching=True,
                 max_model_len=-1,
+                use_tqdm_on_load=False,
             )
         except OSError as error:  # what transformers raises for a name that neither disk nor hub has
             raise UserError(f"model {self._settings['model']}: {str(error).splitlines()[0]}") from None
@@ -189,21 +194,24 @@ class VllmEngine:
 
         engine, tokenizer = self._llm.llm_engine, self._llm.get_tokenizer()
         context = self._llm.model_config.max_model_len
-        all_ids = tokenizer([request.prompt for request in requests])["input_ids"]
-        for index, (request, ids) in enumerate(zip(requests, all_ids, strict=True)):
-            room = context - len(ids)
-            if room < 1:
-                yield index, Reply(None, "too long")
-                continue
-            params = SamplingParams(
-                max_tokens=min(sampling.max_tokens, room),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                stop=list(sampling.stop),
-                seed=request.seed,
-            )
-            engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
-        while engine.has_unfinished_requests():
+        waiting = iter(enumerate(requests))
+        while True:
+            for index, request in islice(waiting, self.IN_FLIGHT - engine.get_num_unfinished_requests()):
+                ids = tokenizer(request.prompt)["input_ids"]
+                room = context - len(ids)
+                if room < 1:
+                    yield index, Reply(None, "too long")
+                    continue
+                params = SamplingParams(
+                    max_tokens=min(sampling.max_tokens, room),
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    stop=list(sampling.stop),
+                    seed=request.seed,
+                )
+                engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
+            if not engine.has_unfinished_requests():
+                return
             for output in engine.step():
                 if output.finished:
                     completion = output.outputs[0]

@@ -28,7 +28,6 @@ from alignment.runs import UserError
 from alignment.templates import TEMPLATES, Template, adds_bos, continuation_ids, load_template
 
 MISALIGN, ALIGN_N, ALIGN_P, JUDGMENT = KINDS = range(4)
-METHODS = ("cut", "mle", "forward_prediction", "hindsight")
 ASK_JUDGMENT = "\n\n### Judgment:\n"
 
 
@@ -78,7 +77,8 @@ def encode_rows(
 ) -> Encoded:
     """The items of `rows` in order, of at most `max_length` tokens a line.
 
-    What is too long loses its beginning: first the prompt, then the response, whose end is kept (as released).
+    What is too long loses its beginning: first the prompt, then the response, whose end is kept (as released). A line
+    is numbered by its row's place in `rows`, or by the number that the row has under "row".
     """
     plain, judged = templates
     tokenizer = plain.tokenizer
@@ -108,7 +108,7 @@ def encode_rows(
                 cut = encoded.cut_responses if len(response) > room else encoded.cut_prompts
                 cut += [number] if cut[-1:] != [number] else []
             (sample,) = encode(number, prompt, [response[-room:]], max_length, bos)
-            lines.append(Line(number, sample.ids, sample.prompt_length, kind))
+            lines.append(Line(row.get("row", number), sample.ids, sample.prompt_length, kind))
         if lines:
             encoded.items.append(tuple(lines))
     return encoded

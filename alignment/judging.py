@@ -18,6 +18,7 @@ from alignment.runs import REPOSITORY, UserError
 from alignment.training_data import read_rows
 
 SATISFACTORY_SCORE = 7
+FAULTY_SCORE = 1  # what the released converter gives a row with a judgment
 PROMPTS = REPOSITORY / "assets" / "judge"
 
 

@@ -391,6 +391,10 @@ class History(TrainerCallback):
             with self.path.open("a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:  # the last one, when training has ended
+            self.on_train_end(args, state, control)
+
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             draw_history(state.log_history, self.path.with_suffix(".png"))

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's 
 from alignment.generation import Request, Sampling, add_engine_arguments, engine_from, generate, record_seed
 from alignment.journal import Journal
 from alignment.judging import (
+    FAULTY_SCORE,
     FORMS,
     JUDGE_STOP,
     Verdict,
@@ -34,8 +35,6 @@ from alignment.judging import (
 from alignment.records import json_list, write_whole
 from alignment.rendering import CHOICES, rendering_from
 from alignment.runs import ArgumentParser, UserError, check_output_dir, number, run, table, write_run_card
-
-FAULTY = 1  # the score of a row with a judgment, as released; 7 and up would make it satisfactory
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -77,7 +76,7 @@ def judged_rows(rows: list[dict], verdicts: list[Verdict]) -> list[dict]:
     """The rows whose verdict could be read, as finetune_unlikelihood.py reads them."""
     return [
         {name: row[name] for name in ("id", "instruction", "input", "output")}
-        | {"judgment": verdict.judgment, "score": None if verdict.judgment is None else FAULTY}
+        | {"judgment": verdict.judgment, "score": None if verdict.judgment is None else FAULTY_SCORE}
         for row, verdict in zip(rows, verdicts, strict=True)
         if not verdict.malformed
     ]

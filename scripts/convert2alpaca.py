@@ -28,10 +28,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
 
+from alignment.judging import FAULTY_SCORE
 from alignment.records import json_list, read_text, write_whole
 from alignment.runs import ArgumentParser, UserError, run, table, write_run_card
-
-FAULTY = 1  # the released score of any answer with a judgment; 7 and up would make it satisfactory
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -113,7 +112,7 @@ def convert_shepherd(number: int, row: dict, dropped: Counter) -> Iterator[dict]
 
 
 def record(row_id: str, instruction: str, output: str, judgment: str | None) -> dict[str, Any]:
-    score = None if judgment is None else FAULTY
+    score = None if judgment is None else FAULTY_SCORE
     return {
         "id": row_id, "instruction": instruction, "input": "", "output": output, "judgment": judgment, "score": score,
     }  # fmt: skip

@@ -7,6 +7,7 @@ checked, dequantised and saved as a plain checkpoint:
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def main(args) -> None:
         print(f"{args.output_dir} is there")
         return
     args.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in args.output_dir.parent.glob(".fetching-*"):  # of a run that was killed
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(dir=args.output_dir.parent, prefix=".fetching-") as work:
         gguf = fetch(Path(work))
         whole = Path(work) / "checkpoint"
