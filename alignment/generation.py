@@ -196,7 +196,8 @@ class VllmEngine:
         context = self._llm.model_config.max_model_len
         waiting = iter(enumerate(requests))
         while True:
-            for index, request in islice(waiting, self.IN_FLIGHT - engine.get_num_unfinished_requests()):
+            fresh = list(islice(waiting, self.IN_FLIGHT - engine.get_num_unfinished_requests()))
+            for index, request in fresh:
                 ids = tokenizer(request.prompt)["input_ids"]
                 room = context - len(ids)
                 if room < 1:
@@ -211,6 +212,8 @@ class VllmEngine:
                 )
                 engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
             if not engine.has_unfinished_requests():
+                if fresh:
+                    continue  # all were too long
                 return
             for output in engine.step():
                 if output.finished:
