@@ -143,7 +143,8 @@ def model_identity(name: str) -> str:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".model"))
+    parts = r".*\.(safetensors|bin|model|jinja)|(.*config|.*token.*|vocab)\.json|merges\.txt"
+    files = sorted(path for path in folder.iterdir() if re.fullmatch(parts, path.name))  # not what was made of it
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{folder.resolve()} {key(files=stats)}"
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 MODEL = REPOSITORY / "saved_models" / "SmolLM2-135M-Instruct"
 SCRIPT = REPOSITORY / "synthetic_feedback.py"
 HHH = REPOSITORY / "assets" / "HHH_prompt.txt"
-PROMPTS = ["What is the capital of France?", "How do I boil an egg?", "Why is the sky blue?", "Name three rivers."]
+PROMPTS = ["What is the capital of France?", "How do I boil an egg?", "Why is the sky blue?", "word " * 9_000]
 ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
@@ -44,9 +44,9 @@ def test_vllm_writes_two_configurations_with_one_start(folder):
     files = rg(folder, "--model_name_or_path", str(MODEL))
     assert len(files) == 2 and files[0] != files[1]
     for replies in files:
-        assert len(replies) == len(PROMPTS) and all(replies)
+        assert len(replies) == len(PROMPTS) and all(replies[:3]) and replies[3] is None  # longer than the context
+        replies.pop()
         assert not any(stop in reply for reply in replies for stop in ("Human:", "Assistant:", "-----"))
-    assert rg(folder, "--model_name_or_path", str(MODEL)) == files  # from the journals, without a start
 
 
 def free_port():
@@ -66,7 +66,7 @@ def test_openai_engine_through_vllm_serve(folder):
     serve = [
         shutil.which("vllm", path=os.path.dirname(sys.executable)), "serve", str(MODEL), "--port", str(port),
         "--host", "127.0.0.1", "--served-model-name", "smollm2", "--max-model-len", "4096", "--api-key", "sesame",
-        "--no-enable-chunked-prefill",
+        "--enforce-eager", "--no-enable-chunked-prefill",
     ]  # fmt: skip
     # `serve` asks for the version of a package named vllm, which the CPU build, vllm-cpu, isn't called
     metadata = folder / "names" / "vllm-0.dist-info" / "METADATA"
@@ -88,7 +88,7 @@ def test_openai_engine_through_vllm_serve(folder):
         words = ["--backend", "openai", "--model_name_or_path", "smollm2", "--api_base", f"http://127.0.0.1:{port}/v1"]
         ENVIRONMENT["OPENAI_API_KEY"] = "sesame"
         files = rg(folder, *words)
-        assert len(files) == 2 and all(len(replies) == 4 and all(replies) for replies in files)
+        assert len(files) == 2 and all(all(replies[:3]) and replies[3] is None for replies in files)
         ENVIRONMENT["OPENAI_API_KEY"] = "wrong"
         with pytest.raises(AssertionError, match="refuses the key; set OPENAI_API_KEY"):
             rg(folder, *words, "--seed", "7")
