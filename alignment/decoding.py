@@ -318,12 +318,23 @@ def sample(logits: Tensor, uniforms: list[float], sampling: Sampling) -> Tensor:
     if sampling.top_p >= 1:
         cumulated = probabilities.double().cumsum(-1)
         return (cumulated <= uniforms * cumulated[:, -1:]).sum(-1).clamp(max=logits.shape[1] - 1)
-    for k in (min(TOP_K_FIRST, logits.shape[1]), logits.shape[1]):
-        values, tokens = probabilities.topk(k, dim=-1)  # descending
-        cumulated = values.double().cumsum(-1)  # (B, k)
-        if bool((cumulated[:, -1] >= sampling.top_p).all()):
+    values, tokens, inside = nucleus(probabilities, sampling.top_p)
+    cumulated = values.double().cumsum(-1)  # (B, k)
+    mass = (values.double() * inside).sum(-1, keepdim=True)
+    rank = ((cumulated <= uniforms * mass) & inside).sum(-1, keepdim=True)
+    return tokens.gather(-1, rank.clamp(max=tokens.shape[1] - 1))[:, 0]
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest tokens of each row whose probabilities reach `top_p`, the one that crosses it included.
+
+    (B, V) -> values (B, k) descending, tokens (B, k), and which of them are inside (B, k). Sorting a whole vocabulary
+    costs a CPU more than running a small model; k is the vocabulary's size only where a nucleus is that flat.
+    """
+    size = probabilities.shape[1]
+    for k in (min(TOP_K_FIRST, size), size):
+        values, tokens = probabilities.topk(k, dim=-1)
+        cumulated = values.double().cumsum(-1)
+        if bool((cumulated[:, -1] >= top_p).all()):
             break
-    nucleus = cumulated - values < sampling.top_p  # the token that crosses top_p is the last one in
-    mass = (values.double() * nucleus).sum(-1, keepdim=True)
-    rank = ((cumulated <= uniforms * mass) & nucleus).sum(-1, keepdim=True)
-    return tokens.gather(-1, rank.clamp(max=k - 1))[:, 0]
+    return values, tokens, cumulated - values < top_p

@@ -155,7 +155,11 @@ class VllmEngine:
     IN_FLIGHT = 4_096  # more than any scheduler runs at once
     # A seeded request must not be prefilled in pieces: vLLM then winds its generator back, which a CPU's cannot do.
     # Compiling takes a minute and brings a seventh in speed.
-    ON_CPU = {"enable_chunked_prefill": False, "enforce_eager": True}
+    ON_CPU = {
+        "enable_chunked_prefill": False,
+        "enforce_eager": True,
+        "logits_processors": ["alignment.vllm_nucleus:Nucleus"],
+    }
 
     def __init__(self, model: str, n_gpu: int, cache_dir: Path | None):
         self.identity = f"vllm {model_identity(model)}"
@@ -166,7 +170,9 @@ class VllmEngine:
 
     def _load(self):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; read by the CPU build only
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; this and the next are read by the CPU build only
+        if (os.cpu_count() or 1) < 4:
+            os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # it would leave one of two cores idle
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of vLLM's own processes
@@ -175,12 +181,13 @@ class VllmEngine:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise UserError(f"vllm cannot be imported ({error}); install it, or give --backend hf") from None
+        self._on_cpu = current_platform.is_cpu()
         try:
             # The requests' own seeds decide. Prefix caching computes the few-shot header once. -1: the model's whole
             # context, or as much of it as the memory allows.
             return LLM(
                 **self._settings,
-                **(self.ON_CPU if current_platform.is_cpu() else {}),
+                **(self.ON_CPU if self._on_cpu else {}),
                 seed=0,
                 enable_prefix_caching=True,
                 max_model_len=-1,
@@ -207,9 +214,9 @@ class VllmEngine:
                 params = SamplingParams(
                     max_tokens=min(sampling.max_tokens, room),
                     temperature=sampling.temperature,
-                    top_p=sampling.top_p,
                     stop=list(sampling.stop),
                     seed=request.seed,
+                    **self._top_p(sampling.top_p),
                 )
                 engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
             if not engine.has_unfinished_requests():
@@ -220,6 +227,11 @@ class VllmEngine:
                 if output.finished:
                     completion = output.outputs[0]
                     yield int(output.request_id), Reply(completion.text, completion.finish_reason)
+
+    def _top_p(self, top_p: float) -> dict:
+        if top_p < 1 and self._on_cpu:
+            return {"extra_args": {"nucleus": top_p}}  # alignment/vllm_nucleus.py
+        return {"top_p": top_p}
 
 
 class OpenAIEngine:
