@@ -22,6 +22,7 @@ def parse_args(argv=None):
 
 def main(args) -> None:
     cards = {path: read_json(path, "run card") for path in args.folder.glob("*.run.json")}
+    cards = {path: card for path, card in cards.items() if card["script"] == "synthetic_feedback.py"}
     cards = dict(sorted(cards.items(), key=lambda item: ("pg", "rg", "cs").index(item[1]["arguments"]["mode"])))
     if not cards:
         raise UserError(f"{args.folder} has no run cards: no stage of synthetic_feedback.py has finished there")
