@@ -24,4 +24,7 @@ Tensor half, which imports torch and never vllm:
     judged.py        CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
     unlikelihood.py  CUT: the training step, and the Trainer that takes it
     adapters.py      LoRA adapters and the base each belongs to
+
+In vLLM's own processes:
+    vllm_nucleus.py  top-p on a CPU without sorting the vocabulary
 """

