@@ -26,5 +26,5 @@ Tensor half, which imports torch and never vllm:
     adapters.py      LoRA adapters and the base each belongs to
 
 In vLLM's own processes:
-    vllm_nucleus.py  top-p on a CPU without sorting the vocabulary
+    vllm_sampling.py sampling on a CPU without sorting the vocabulary
 """

@@ -313,28 +313,31 @@ def sample(logits: Tensor, uniforms: list[float], sampling: Sampling) -> Tensor:
     """One token per row, (B,), from logits (B, V), by the row's own number in [0, 1): nucleus sampling by inversion."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits / sampling.temperature).softmax(-1)
-    uniforms = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
-    if sampling.top_p >= 1:
-        cumulated = probabilities.double().cumsum(-1)
-        return (cumulated <= uniforms * cumulated[:, -1:]).sum(-1).clamp(max=logits.shape[1] - 1)
-    values, tokens, inside = nucleus(probabilities, sampling.top_p)
-    cumulated = values.double().cumsum(-1)  # (B, k)
-    mass = (values.double() * inside).sum(-1, keepdim=True)
-    rank = ((cumulated <= uniforms * mass) & inside).sum(-1, keepdim=True)
-    return tokens.gather(-1, rank.clamp(max=tokens.shape[1] - 1))[:, 0]
+    return pick((logits / sampling.temperature).softmax(-1), uniforms, sampling.top_p)
 
 
-def nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest tokens of each row whose probabilities reach `top_p`, the one that crosses it included.
+def pick(probabilities: Tensor, uniforms: list[float], top_p: float) -> Tensor:
+    """The token (B,) at which each row's nucleus, (B, V) in the vocabulary's order, adds up to more than its number."""
+    if top_p < 1:
+        probabilities = probabilities.masked_fill(probabilities < least_inside(probabilities, top_p), 0)
+    cumulated = probabilities.double().cumsum(-1)  # (B, V)
+    goal = torch.tensor(uniforms, dtype=torch.float64, device=cumulated.device)[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, goal, right=True)[:, 0].clamp(max=cumulated.shape[1] - 1)
 
-    (B, V) -> values (B, k) descending, tokens (B, k), and which of them are inside (B, k). Sorting a whole vocabulary
-    costs a CPU more than running a small model; k is the vocabulary's size only where a nucleus is that flat.
+
+def least_inside(probabilities: Tensor, top_p: float) -> Tensor:
+    """The smallest probability in each row's nucleus, (B, V) -> (B, 1): the likeliest tokens that together reach
+    `top_p`, the one that crosses it included.
+
+    Sorting a whole vocabulary costs a CPU more than running a small model, so only a row whose nucleus is flatter than
+    its TOP_K_FIRST likeliest tokens is sorted.
     """
-    size = probabilities.shape[1]
-    for k in (min(TOP_K_FIRST, size), size):
-        values, tokens = probabilities.topk(k, dim=-1)
-        cumulated = values.double().cumsum(-1)
-        if bool((cumulated[:, -1] >= top_p).all()):
-            break
-    return values, tokens, cumulated - values < top_p
+    values = probabilities.topk(min(TOP_K_FIRST, probabilities.shape[1]), dim=-1).values  # (B, k) descending
+    before = values.double().cumsum(-1) - values  # (B, k), what the likelier ones add up to
+    least = values.gather(1, (before < top_p).sum(1, keepdim=True) - 1)
+    flat = (before[:, -1] + values[:, -1] < top_p).nonzero()[:, 0]
+    if len(flat) and values.shape[1] < probabilities.shape[1]:
+        values = probabilities[flat].sort(dim=-1, descending=True).values
+        before = values.double().cumsum(-1) - values
+        least[flat] = values.gather(1, (before < top_p).sum(1, keepdim=True) - 1)
+    return least

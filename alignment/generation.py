@@ -153,12 +153,12 @@ class VllmEngine:
     """vLLM in this process. It always has thousands of requests to choose from; each is yielded as it finishes."""
 
     IN_FLIGHT = 4_096  # more than any scheduler runs at once
-    # A seeded request must not be prefilled in pieces: vLLM then winds its generator back, which a CPU's cannot do.
-    # Compiling takes a minute and brings a seventh in speed.
+    # Prefilled in pieces, a request would use up numbers for tokens that vLLM discards. Compiling takes a minute and
+    # brings a seventh in speed.
     ON_CPU = {
         "enable_chunked_prefill": False,
         "enforce_eager": True,
-        "logits_processors": ["alignment.vllm_nucleus:Nucleus"],
+        "logits_processors": ["alignment.vllm_sampling:Choose"],
     }
 
     def __init__(self, model: str, n_gpu: int, cache_dir: Path | None):
@@ -215,8 +215,7 @@ class VllmEngine:
                     max_tokens=min(sampling.max_tokens, room),
                     temperature=sampling.temperature,
                     stop=list(sampling.stop),
-                    seed=request.seed,
-                    **self._top_p(sampling.top_p),
+                    **self._draw(request.seed, sampling),
                 )
                 engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
             if not engine.has_unfinished_requests():
@@ -228,10 +227,10 @@ class VllmEngine:
                     completion = output.outputs[0]
                     yield int(output.request_id), Reply(completion.text, completion.finish_reason)
 
-    def _top_p(self, top_p: float) -> dict:
-        if top_p < 1 and self._on_cpu:
-            return {"extra_args": {"nucleus": top_p}}  # alignment/vllm_nucleus.py
-        return {"top_p": top_p}
+    def _draw(self, seed: int, sampling: Sampling) -> dict:
+        if self._on_cpu and sampling.temperature > 0:
+            return {"extra_args": {"seed": seed, "top_p": sampling.top_p}}  # alignment/vllm_sampling.py
+        return {"seed": seed, "top_p": sampling.top_p}
 
 
 class OpenAIEngine:
