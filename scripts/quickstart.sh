@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to comparisons made by a real language model: environment, model, then ALMoST's pg, rg and cs.
 # Hardware: 2 cores, 8 GB of memory, 6 GB of disk; no GPU, key or model hub. Time: 8 minutes, of which 2 set up.
-# Result: a table of what was kept and dropped and why, and quickstart/comparison.json. A second run takes seconds.
+# Result: a table of what was kept and dropped and why, and quickstart/comparison.json. A second run takes a second.
 #     bash scripts/quickstart.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
