@@ -311,6 +311,7 @@ def load_model(args: argparse.Namespace, template, train_args):
 
     from alignment.losses import speak_logps
     from alignment.reward_model import fit_embeddings
+    from alignment.unpadding import unpad
 
     set_seed(args.seed)
     reward = args.objective == "reward"
@@ -331,6 +332,7 @@ def load_model(args: argparse.Namespace, template, train_args):
     model.config.prompt_template = template.name
     if reward:
         model.config.reward_max_length = args.model_max_length
+        unpad(model)
     else:
         speak_logps(model)
     return add_lora(args, model, reward) if args.lora_r else model
@@ -431,6 +433,7 @@ def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict
     trainer.train(resume_from_checkpoint=checkpoint(args))
     final = trainer.evaluate() if args.eval_data_path else {}
     reward = args.objective == "reward"
+    trainer.round_weights()
     if args.normalize_reward:
         trainer.keep_reward_statistics()
     check = trainer.check_rows(8, "reward" if reward else "logps")

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignment.batches import IGNORED
+from alignment.unpadding import unpad
 
-CHUNK_ELEMENTS = 1 << 25  # logits alive at once: 128 MiB in fp32
+CHUNK_ELEMENTS = 1 << 24  # logits alive at once: 128 MiB in fp32
 
 
 # Log-probabilities
@@ -40,6 +41,7 @@ def speak_logps(model: nn.Module, chunk_elements: int = CHUNK_ELEMENTS) -> nn.Mo
     """
     if hasattr(model, "plain_forward"):
         return model
+    unpad(model)
     model.plain_forward = model.forward
 
     @functools.wraps(model.plain_forward)  # generate() asks for its parameters
@@ -60,7 +62,8 @@ def _forward(model: nn.Module, chunk_elements: int, *args: Any, labels: Tensor, 
     chunk = max(1, chunk_elements // model.config.get_text_config().vocab_size)
     head, targets = model.get_output_embeddings(), labels[:, 1:][where]
     logits_of = functools.partial(own_logits, model, _Bare(head))
-    with answering(head, lambda states: token_logps(logits_of, states, targets, chunk)):
+    frozen = not any(weight.requires_grad for weight in head.parameters())
+    with answering(head, lambda states: token_logps(logits_of, states, targets, chunk, frozen)):
         logps = head(hidden[:, :-1][where])  # called once, so that what hooks into a module sees an ordinary one
     return {"logps": logps, "rows": lines}
 
@@ -91,11 +94,14 @@ class _Bare:
         return getattr(self.module, name)
 
 
-def token_logps(logits_of: Any, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def token_logps(logits_of: Any, hidden: Tensor, targets: Tensor, chunk: int, frozen: bool = False) -> Tensor:
     """log p(target) at each position: (N, H) states and (N,) ids -> (N,), in fp32 or the states' wider type.
 
-    `logits_of` maps (n, H) -> (n, V) and is called `chunk` positions at a time, forward and again in the backward.
+    `logits_of` maps (n, H) -> (n, V) and is called `chunk` positions at a time, forward and again in the backward. With
+    `frozen`, nothing but `hidden` is to get a gradient, and it is made in the forward: the logits are not made again.
     """
+    if frozen and torch.is_grad_enabled() and hidden.requires_grad:
+        return _FrozenHeadLogps.apply(hidden, targets, logits_of, chunk)
     pieces = [
         checkpoint(_chunk_logps, logits_of, states, ids, use_reentrant=False)
         for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
@@ -107,6 +113,26 @@ def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:
     logits = logits_of(states)  # (n, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -F.cross_entropy(logits, ids, reduction="none")
+
+
+class _FrozenHeadLogps(torch.autograd.Function):
+    """token_logps under a head without gradient: d log p_t / d h_t (N, H) is kept from the forward, and only scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Any, chunk: int) -> Tensor:
+        logps, slopes = [], []
+        for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            with torch.enable_grad():
+                states = states.detach().requires_grad_()
+                logps.append(_chunk_logps(logits_of, states, ids))
+                slopes += torch.autograd.grad(logps[-1].sum(), states)
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(logps).detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (grad[:, None] * slopes).to(slopes.dtype), None, None, None
 
 
 class _Decoded:

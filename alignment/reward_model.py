@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from alignment.batches import Sample, TooLong, budgeted_batches, collate, encode
 from alignment.runs import UserError
 from alignment.templates import Template, load_template
+from alignment.unpadding import unpad
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
@@ -84,7 +85,7 @@ def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[
     if pad is None or pad == eos:
         raise UserError(f"reward model {path}: its padding token is its EOS, so no score could be read; train it again")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), load_template(getattr(config, "prompt_template", "almost"), tokenizer)
+    return unpad(model.to(device).eval()), load_template(getattr(config, "prompt_template", "almost"), tokenizer)
 
 
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:

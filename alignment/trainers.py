@@ -280,14 +280,29 @@ class AlignmentTrainer(Trainer):
         config = self.accelerator.unwrap_model(self.model_wrapped).config
         config.reward_mean, config.reward_std = rewards.mean().item(), rewards.std().item()
 
+    def round_weights(self) -> None:
+        """Give the weights the values that the file will have, so that what is checked is what is saved."""
+        with torch.no_grad():
+            for weight in self.accelerator.unwrap_model(self.model_wrapped).parameters():
+                if weight.is_floating_point():
+                    weight.copy_(weight.to(self.saved_dtype))
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+
     def check_rows(self, rows: int, kind: str) -> dict:
         """What verification.py compares: ids of the first samples and the trained model's values of them."""
         samples = self.first_samples(rows)
-        exact = not (self.args.bf16 or self.args.fp16)
         return {
-            "kind": kind, "exact": exact, "pad_id": self.processing_class.pad_token_id,
+            "kind": kind, "exact": self.answers_in_fp32(), "pad_id": self.processing_class.pad_token_id,
             "samples": [vars(sample) for sample in samples], "values": self.values_of(samples, kind),
         }  # fmt: skip
+
+    def answers_in_fp32(self) -> bool:
+        """Whether `values_of` computes in fp32: not where FSDP gathers in 16 bits, nor for a quantised base."""
+        half = self.args.bf16 or self.args.fp16
+        return not (half and self.is_fsdp_enabled) and not getattr(self.model, "is_quantized", False)
 
     def first_samples(self, rows: int, both: bool = False) -> list[Sample]:
         samples = [s for item in self.train_dataset.items[:rows] for s in (item if both or self.packed else item[:1])]
@@ -297,16 +312,18 @@ class AlignmentTrainer(Trainer):
         return self.values_of(self.first_samples(rows, both), kind)
 
     def values_of(self, samples: list[Sample], kind: str) -> list[float]:
-        """Every rank computes the same: a sharded model only answers when all ask."""
-        model = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(
-            self.model_wrapped, keep_fp32_wrapper=self.args.bf16 or self.args.fp16
-        )  # fmt: skip
-        model.eval()
-        return values(model, samples, self.processing_class.pad_token_id, kind, 8)
+        """Every rank computes the same: a sharded model only answers when all ask. In fp32 where `answers_in_fp32`."""
+        pad_id = self.processing_class.pad_token_id
+        if not self.answers_in_fp32():
+            model = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model_wrapped)
+            return values(model.eval(), samples, pad_id, kind, 8)
+        model = self.accelerator.unwrap_model(self.model_wrapped).float().eval()
+        with losses.answering(model, vars(model).get("_original_forward", model.forward)):
+            return values(model, samples, pad_id, kind, 8)
 
     def save_final(self, folder: Path) -> None:
         """Model and tokenizer, in the dtype that was computed in. From a sharded run it is gathered whole."""
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        dtype = self.saved_dtype
         state = self.whole_state(dtype)
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)

@@ -2,7 +2,8 @@
 
     sft           input, output | instruction, (input,) output | (system,) prompt, output | messages
     reward,       prompt, chosen, rejected | input, chosen, rejected | chosen, rejected (two dialogues that part at the
-    dpo, orpo     last assistant turn) ; prompt, chosen, rejected as texts or as lists of messages; a system beside them
+    dpo, orpo     last assistant turn) | text, score (two such dialogues and their scores, as DSP has them) ; prompt,
+                  chosen, rejected as texts or as lists of messages; a system beside them
 
 from .json (a list), .jsonl, .parquet, or a data set's name on the hub. Imports no torch.
 """
@@ -23,7 +24,10 @@ from alignment.templates import is_dialogue
 OBJECTIVES = ("sft", "reward", "dpo", "orpo")
 NEEDS = {
     "sft": "output beside input, instruction or prompt; or messages",
-    **dict.fromkeys(("reward", "dpo", "orpo"), "chosen and rejected, beside prompt or input or as whole dialogues"),
+    **dict.fromkeys(
+        ("reward", "dpo", "orpo"),
+        "chosen and rejected, beside prompt or input or as whole dialogues; or text and score",
+    ),
 }
 
 
@@ -102,7 +106,7 @@ def read_hub(name: str) -> list[dict]:
 
 def fits(row: dict) -> list[str]:
     """The objectives whose columns a row has."""
-    if "chosen" in row and "rejected" in row:
+    if {"chosen", "rejected"} <= set(row) or {"text", "score"} <= set(row):
         return ["reward", "dpo", "orpo"]
     if "messages" in row or ("output" in row and any(key in row for key in ("input", "instruction", "prompt"))):
         return ["sft"]
@@ -157,6 +161,9 @@ def read_demonstration(source: str, number: int, row: dict) -> Example:
 
 
 def read_comparison(source: str, number: int, row: dict) -> Example:
+    """Two responses, the better first; none where they cannot be compared, which `usable` drops and counts."""
+    if "chosen" not in row and "score" in row:
+        row = by_score(source, number, row)
     sides = [row.get("chosen"), row.get("rejected")]
     has_prompt = any(row.get(key) is not None for key in ("prompt", "input", "instruction"))
     if all(isinstance(side, list) for side in sides):
@@ -170,25 +177,37 @@ def read_comparison(source: str, number: int, row: dict) -> Example:
         return Example(number, prompt_of(source, number, row), (chosen, rejected))
     if not (is_dialogue(chosen) and is_dialogue(rejected)):
         raise UserError(f"data {source}, row {number}: prompt is missing, and chosen and rejected are no dialogues")
-    return split_dialogues(source, number, chosen, rejected)
+    return split_dialogues(number, chosen, rejected)
+
+
+def by_score(source: str, number: int, row: dict) -> dict:
+    """{"text": [a, b], "score": [1.0, 0.0]} as {"chosen": a, "rejected": b}; equal scores as equal texts."""
+    texts, scores = row.get("text"), row.get("score")
+    good = isinstance(texts, list) and isinstance(scores, list) and len(texts) == len(scores) == 2
+    if not good or not all(isinstance(score, (int, float)) for score in scores):
+        raise UserError(f"data {source}, row {number}: text and score are no two dialogues and two numbers")
+    better = scores.index(max(scores))
+    return {"chosen": texts[better], "rejected": texts[better if scores[0] == scores[1] else 1 - better]}
 
 
 LAST_TURN = "\n\nAssistant:"
 
 
-def split_dialogues(source: str, number: int, chosen: str, rejected: str) -> Example:
-    """Two dialogues that are the same up to their last assistant turn -> a prompt and two responses."""
+def split_dialogues(number: int, chosen: str, rejected: str) -> Example:
+    """Two dialogues that are the same up to their last assistant turn -> a prompt and two responses, else none."""
     (prompt, _, better), (other, _, worse) = (side.rpartition(LAST_TURN) for side in (chosen, rejected))
     if prompt != other:
-        raise UserError(f"data {source}, row {number}: chosen and rejected part before their last assistant turn")
+        return Example(number, {"prompt": prompt + LAST_TURN}, ())
     return Example(number, {"prompt": prompt + LAST_TURN}, (better.strip(), worse.strip()))
 
 
 def usable(examples: list[Example]) -> tuple[list[Example], dict[str, list[int]]]:
     """The examples that can teach something, and the dropped rows' numbers by reason."""
-    kept, dropped = [], {"empty response": [], "equal responses": []}
+    kept, dropped = [], {"dialogues part before the last turn": [], "empty response": [], "equal responses": []}
     for example in examples:
-        if not all(response.strip() for response in example.responses):
+        if not example.responses:
+            dropped["dialogues part before the last turn"].append(example.row)
+        elif not all(response.strip() for response in example.responses):
             dropped["empty response"].append(example.row)
         elif len(set(example.responses)) < len(example.responses):
             dropped["equal responses"].append(example.row)

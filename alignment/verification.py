@@ -3,8 +3,9 @@
     python -m alignment.verification outputs/rm      # prints one line of JSON; exit code 0 where the values agree
 
 Reads `check.json` in the folder, which the trained model left: ids of up to 8 rows and the value it gave each, the
-reward, or the mean log-probability of the response's tokens. The saved model must give the same alone, in one padded
-batch, and in bf16 within tolerance.
+reward, or the mean log-probability of the response's tokens. The saved model must give the same in fp32, alone and in
+one padded batch, and in bf16 within tolerance. "exact" is false where the trained model could only be asked in half
+precision (FSDP, quantised weights); then that tolerance holds for all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from alignment.losses import response_logps, row_means, speak_logps
 from alignment.reward_model import batch_rewards, load_tokenizer
 from alignment.reward_model import load as load_reward_model
 
-# Allowed difference, times max(1, |value|). bf16 moves a reward of SmolLM2-135M by up to 0.13, its weights in fp32
+# Allowed difference, times max(1, |value|). Computing in bf16 moves a reward of SmolLM2-135M by up to 0.13
 FP32, BF16 = 2e-4, 0.25
 
 

@@ -80,13 +80,14 @@ def letter_scores(args: argparse.Namespace, pairs) -> list[list[list[float]]]:
 
     from alignment.reward_model import load_tokenizer
     from alignment.templates import continuation_ids, load_template
+    from alignment.unpadding import unpad
 
     tokenizer = load_tokenizer(args.model_name_or_path)
     try:
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype).eval()
     except (OSError, ValueError) as error:
         raise UserError(f"model {args.model_name_or_path}: {str(error).splitlines()[0]}") from None
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    unpad(model.to("cuda" if torch.cuda.is_available() else "cpu"))
     spelled = continuation_ids(tokenizer, [f" {letter}" for letter in LETTERS])
     shared = len(os.path.commonprefix(spelled))  # a tokenizer may spell the space apart
     letters = [ids[shared] for ids in spelled]

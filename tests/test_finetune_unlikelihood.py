@@ -137,15 +137,18 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches_or_ranks(tokenizer, sh
 
 
 def test_a_satisfactory_row_costs_one_line_and_only_response_positions_see_the_head(tokenizer, sharp):
-    """C4, C6: lines that enter the model, and positions that enter the head in the forward."""
-    encoded, lines, positions = encode(tokenizer, ROWS[:4]), [], []
-    sharp.model.layers[0].register_forward_pre_hook(lambda _, args: lines.append(len(args[0])))
+    """C4, C5, C6, C21: tokens that enter the model pass by pass, none of them padding, and positions that enter the
+    head in the forward."""
+    encoded, tokens, positions = encode(tokenizer, ROWS[:4]), [], []
+    sharp.model.layers[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[:-1].numel()))
     sharp.lm_head.register_forward_pre_hook(lambda _, args: positions.append(args[0].shape[:-1].numel()))
     batch = collate_lines(encoded.items, PAD)
     loss_step(sharp, batch, totals_of([batch]), CUT)
     flawed, good = ROWS[1:3], [ROWS[0], ROWS[3]]
     response = sum(len(tokenizer(row["output"])["input_ids"]) + 1 for row in good + 2 * flawed)
-    assert lines == [2 + 2, 2] and sum(positions) == response
+    plain = sum(len(item[0]) for item in encoded.items if len(item) == 2)
+    assert tokens == [sum(len(line) for item in encoded.items for line in item) - plain, plain]
+    assert sum(positions) == response
 
 
 def test_detection_does_not_see_dropout(tokenizer, model_folder):

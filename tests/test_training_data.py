@@ -41,6 +41,7 @@ OTHER = [{"role": "assistant", "content": "B"}]
         ("dpo", {"prompt": TURNS, "chosen": REPLY, "rejected": OTHER}, {"prompt": TURNS}, ("A", "B")),
         ("dpo", {"chosen": TURNS + REPLY, "rejected": TURNS + OTHER}, {"prompt": TURNS}, ("A", "B")),
         ("reward", {"chosen": HH + "A", "rejected": HH + "B"}, {"prompt": HH[:-1]}, ("A", "B")),
+        ("reward", {"text": [HH + "A", HH + "B"], "score": [0.0, 1.0]}, {"prompt": HH[:-1]}, ("B", "A")),
     ],
 )
 def test_forms_of_rows(tmp_path, name, objective, row, prompt, responses):
@@ -60,7 +61,7 @@ def test_forms_of_rows(tmp_path, name, objective, row, prompt, responses):
         ("sft", [{"input": 3, "output": "A"}], "row 0: input is a int, not a text"),
         ("reward", [{"prompt": "Q", "chosen": "A", "rejected": None}], "row 0: rejected is a NoneType"),
         ("reward", [{"chosen": "A", "rejected": "B"}], "row 0: prompt is missing"),
-        ("reward", [{"chosen": HH + "A", "rejected": HH.replace("Q", "X") + "B"}], "part before"),
+        ("reward", [{"text": [HH + "A"], "score": [1.0]}], "row 0: text and score are no two dialogues"),
         ("sft", [{"messages": TURNS}], "do not end in an assistant's turn"),
         ("sft", [{"messages": [{"role": "user"}]}], "messages is no list of messages"),
     ],
@@ -89,6 +90,15 @@ def test_equal_and_empty_responses_are_dropped_and_counted():
     assert [example.row for example in kept] == [0]
     assert dropped == {"empty response": [2, 3], "equal responses": [1]}
     assert report(dropped) == "2 empty response (rows 2, 3); 1 equal responses (row 1)"
+
+
+def test_what_cannot_be_compared_is_dropped_and_counted(tmp_path):
+    """Dialogues that part before the last turn, and equal scores."""
+    rows = [{"chosen": HH + "A", "rejected": HH.replace("Q", "X") + "B"}, {"chosen": HH + "A", "rejected": HH + "B"}]
+    kept, dropped = usable(read_examples(write(tmp_path, rows), "reward"))
+    assert [example.row for example in kept] == [1] and dropped == {"dialogues part before the last turn": [0]}
+    tie = {"text": [HH + "A", HH + "B"], "score": [0.5, 0.5]}
+    assert usable(read_examples(write(tmp_path, [tie]), "dpo")) == ([], {"equal responses": [0]})
 
 
 def test_controls():

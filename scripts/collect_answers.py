@@ -1,0 +1,73 @@
+"""Answers of several models to the same instructions -> the prompts and configurations that --mode cs ranks.
+
+    python scripts/collect_answers.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-14B-Chat \\
+        --output_dir outputs/qwen --held_out 0.25
+
+Reads <answers_dir>/<model>/model_outputs.json, rows of instruction and output, as AlpacaEval publishes them. Writes
+prompts.txt and one <model>.json each into --output_dir, and of the prompts that --held_out takes into
+--output_dir/held_out, so that no prompt is in both. An instruction of several lines is left out: prompts.txt has one
+prompt a line.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
+
+from alignment.judging import read_instructions
+from alignment.records import json_list, write_whole
+from alignment.runs import ArgumentParser, UserError, check_output_dir, number, run, table, write_run_card
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(__doc__.split("\n")[0])
+    parser.add_argument("--answers_dir", type=Path, required=True, help="folder of <model>/model_outputs.json")
+    parser.add_argument("--models", nargs="+", required=True, help="names of the folders in it")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where prompts.txt and <model>.json go")
+    parser.add_argument("--held_out", type=number(float, 0, 0.99), default=0.0, help="share of prompts; default 0")
+    parser.add_argument("--limit", type=number(int, 1), help="prompts to take at the most; default all")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts' order; default 0")
+    return parser.parse_args(argv)
+
+
+def read_answers(args: Namespace) -> tuple[list[str], dict[str, list[str]]]:
+    """The instructions, and each model's answers in their order. Raises UserError where the instructions differ."""
+    paths = {model: args.answers_dir / model / "model_outputs.json" for model in args.models}
+    rows = {model: read_instructions(str(path), with_output=True) for model, path in paths.items()}
+    first, instructions = args.models[0], [row["instruction"] for row in rows[args.models[0]]]
+    for model, found in rows.items():
+        if [row["instruction"] for row in found] != instructions:
+            raise UserError(f"{paths[model]} answers other instructions than {paths[first]}")
+    return instructions, {model: [row["output"] for row in found] for model, found in rows.items()}
+
+
+def write(folder: Path, numbers: list[int], instructions: list[str], answers: dict[str, list[str]]) -> None:
+    write_whole(folder / "prompts.txt", [instructions[n].strip() + "\n" for n in numbers])
+    for model, texts in answers.items():
+        write_whole(folder / f"{model}.json", json_list(texts[n] for n in numbers))
+
+
+def main(args: Namespace) -> None:
+    check_output_dir(args.output_dir)
+    instructions, answers = read_answers(args)
+    single = [n for n, text in enumerate(instructions) if "\n" not in text.strip()]
+    taken = random.Random(args.seed).sample(single, min(args.limit or len(single), len(single)))
+    apart = int(len(taken) * args.held_out)
+    if not taken[apart:]:
+        raise UserError(f"{args.answers_dir}: all {len(instructions)} instructions have several lines")
+    write(args.output_dir, taken[apart:], instructions, answers)
+    if apart:
+        write(args.output_dir / "held_out", taken[:apart], instructions, answers)
+    counts = {"instructions": len(instructions), "of several lines": len(instructions) - len(single),
+              "prompts": len(taken) - apart, "held out": apart}  # fmt: skip
+    inputs = [args.answers_dir / model / "model_outputs.json" for model in args.models]
+    write_run_card(args.output_dir / "prompts.txt", args, counts=counts, inputs=inputs)
+    print(table([(f"{args.answers_dir} -> {args.output_dir}", ""), *counts.items()]))
+
+
+if __name__ == "__main__":
+    run(parse_args, main)

@@ -1,0 +1,128 @@
+"""Without padding: the same numbers as with it, for every kind of attention, and no more tokens than are real."""
+
+import pytest
+import torch
+from conftest import make_llama
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from alignment.batches import Sample, collate_packed
+from alignment.unpadding import BY_ROW, unpad, window_mask
+
+SMALL = dict(
+    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {"sliding_window": 4},  # shorter than the rows
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 4, "attn_implementation": "sdpa"},
+    "gemma3_text": {"sliding_window": 4},
+    "olmo2": {},
+    "phi3": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # learned positions
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+
+
+def model_of(name, kind=AutoModelForCausalLM):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**SMALL, **ARCHITECTURES.get(name, {})}, num_labels=1)
+    return kind.from_config(config).double().eval()
+
+
+def batch_of(lengths):
+    draw = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 97, (len(lengths), max(lengths)), generator=draw)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+def seen_tokens(model):
+    """A list that gets the number of tokens that go through the first layer, at each forward."""
+    seen = []
+    first = next(m for m in model.modules() if isinstance(m, nn.ModuleList))[0]
+    first.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args or tuple(kwargs.values()))[0][..., 0].numel()), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_and_gradients_are_those_of_the_padded_batch(name):
+    model, batch = model_of(name), batch_of([9, 3, 12, 1])
+    real = batch["attention_mask"].bool()
+    expected = model(**batch).logits[real]
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()), allow_unused=True)
+    seen = seen_tokens(unpad(model))
+    found = model(**batch).logits[real]
+    assert seen == [int(real.sum())]
+    atol = 1e-6 if "gemma" in name else 1e-9  # norms in fp32
+    assert torch.allclose(found, expected, atol=atol)
+    gradients = torch.autograd.grad(found.square().sum(), list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        assert ours is None or torch.allclose(ours, theirs, atol=1e3 * atol)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_rewards_are_those_of_the_padded_batch(name):
+    model, batch = model_of(name, AutoModelForSequenceClassification), batch_of([9, 3, 12])
+    expected = model(**batch).logits
+    seen = seen_tokens(unpad(model))
+    assert torch.allclose(model(**batch).logits, expected, atol=1e-6) and seen == [24]
+
+
+def test_left_padding_too():
+    model, batch = model_of("llama"), batch_of([4, 7])
+    alone = model(input_ids=batch["input_ids"][:1, :4]).logits
+    batch = {name: torch.stack([rows[0].roll(3), rows[1]]) for name, rows in batch.items()}
+    assert torch.allclose(unpad(model)(**batch).logits[:1, 3:], alone)
+
+
+def test_packed_lines_are_taken_apart():
+    """Two samples in a line and one in another: each as if alone."""
+    model = unpad(model_of("llama"))
+    samples = [Sample(0, [5, 6, 7, 2], 1), Sample(1, [8, 2], 1), Sample(2, [9, 10, 2], 1)]
+    batch = collate_packed([(samples[0], samples[1]), (samples[2],)], 0)
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    alone = [model(input_ids=torch.tensor([sample.ids])).logits[0] for sample in samples]
+    for found, wanted in zip((logits[0, :4], logits[0, 4:], logits[1, :3]), alone, strict=True):
+        assert torch.allclose(found, wanted)
+
+
+def test_checkpointed_layers_give_the_same_gradients():
+    model, batch = unpad(model_of("llama")), batch_of([9, 3])
+    wanted = torch.autograd.grad(model(**batch).logits.square().sum(), list(model.parameters()))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = torch.autograd.grad(model.train()(**batch).logits.square().sum(), list(model.parameters()))
+    assert all(torch.allclose(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+def test_generation_with_a_cache_is_as_before():
+    ids = torch.tensor([[5, 6, 7, 8]])
+    flags = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    expected = make_llama(97).generate(ids, **flags)
+    assert torch.equal(unpad(make_llama(97)).generate(ids, **flags), expected)
+
+
+def test_the_attention_is_not_written_into_the_checkpoint(tmp_path):
+    model = unpad(make_llama(97))
+    assert model.config._attn_implementation == BY_ROW
+    model.save_pretrained(tmp_path)
+    assert BY_ROW not in (tmp_path / "config.json").read_text()
+
+
+def test_layers_with_a_state_keep_their_padding():
+    config = AutoConfig.for_model("mamba", vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = AutoModelForCausalLM.from_config(config)
+    before = model.get_decoder().forward
+    assert unpad(model).get_decoder().forward == before
+
+
+def test_window_mask():
+    """A window of 2: each sees itself and the one before. None where the row fits in it."""
+    query = torch.zeros(1, 4, 3, 8)
+    assert window_mask(query, 2)[0, 0].tolist() == [[True, False, False], [True, True, False], [False, True, True]]
+    assert window_mask(query, 3) is None and window_mask(query, None) is None
