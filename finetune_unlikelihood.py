@@ -161,12 +161,14 @@ def load_model(args: Namespace):
     import torch
     from transformers import AutoModelForCausalLM
 
+    from alignment.adapters import quantisation
     from alignment.losses import speak_logps
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() and not args.full_finetuning else torch.float32
     device = {"": int(os.environ.get("LOCAL_RANK", 0)) if on_gpu else "cpu"}
-    settings = {"dtype": dtype, "device_map": device} | quantisation(args)
+    settings = {"dtype": dtype, "device_map": device}
+    settings |= quantisation(quantised(args), str(dtype).removeprefix("torch."))
     model = speak_logps(AutoModelForCausalLM.from_pretrained(args.base_model, **settings))
     model.config.use_cache = False
     if args.full_finetuning:
@@ -185,20 +187,6 @@ def load_model(args: Namespace):
 
 def quantised(args: Namespace) -> str | None:
     return "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
-
-
-def quantisation(args: Namespace) -> dict:
-    """from_pretrained's settings for --load_in_8bit or 4bit. Raises UserError where bitsandbytes does not work."""
-    if not quantised(args):
-        return {}
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--load_in_{quantised(args)} needs bitsandbytes, which cannot be imported: {error}") from None
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit)
-    return {"quantization_config": config}
 
 
 # Run

@@ -17,7 +17,7 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
-from alignment.adapters import check_base, fingerprint
+from alignment.adapters import check_base, fingerprint, quantisation
 from alignment.generation import check_model
 from alignment.runs import ArgumentParser, UserError, check_output_dir, run, run_card_path, sha256, write_run_card
 
@@ -59,13 +59,13 @@ def is_done(output_dir: Path, made_of: dict) -> bool:
 
 def load_base(name: str, device: str, quantised: str | None):
     """The base as it was trained on: (what to compare with, what to merge into), one model where unquantised."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     if quantised is None:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map=device)
         return model, model
-    bits = BitsAndBytesConfig(load_in_8bit=quantised == "8bit", load_in_4bit=quantised == "4bit")
-    load = lambda: AutoModelForCausalLM.from_pretrained(name, quantization_config=bits, device_map=device)  # noqa: E731
+    bits = quantisation(quantised)
+    load = lambda: AutoModelForCausalLM.from_pretrained(name, device_map=device, **bits)  # noqa: E731
     return load(), load().dequantize()
 
 

@@ -136,7 +136,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--control replaces preferences, and --objective sft has none")
     if args.normalize_reward and args.objective != "reward":
         parser.error("--normalize_reward is for --objective reward")
-    if (args.load_in_8bit or args.load_in_4bit) and not args.lora_r:
+    if args.load_in_8bit and args.load_in_4bit:
+        parser.error("--load_in_8bit and --load_in_4bit contradict each other; give one of them")
+    if quantised(args) and not args.lora_r:
         parser.error("a quantised base is frozen: give --lora_r too")
     if args.evaluation_strategy != "no" and not args.eval_data_path:
         parser.error("--evaluation_strategy needs --eval_data_path")
@@ -309,6 +311,7 @@ def load_model(args: argparse.Namespace, template, train_args):
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
+    from alignment.adapters import quantisation
     from alignment.losses import speak_logps
     from alignment.reward_model import fit_embeddings
     from alignment.unpadding import unpad
@@ -321,8 +324,9 @@ def load_model(args: argparse.Namespace, template, train_args):
     kwargs |= {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
     if args.lora_r and args.bf16:
         kwargs["dtype"] = torch.bfloat16  # the base is frozen; adapters are fp32
-    if args.load_in_8bit or args.load_in_4bit:
-        kwargs |= quantisation(args, train_args)
+    if quantised(args):
+        kwargs |= quantisation(quantised(args), "bfloat16" if args.bf16 else "float32")
+        kwargs |= {"device_map": {"": train_args.device}}
     try:
         model = kind.from_pretrained(args.model_name_or_path, **kwargs)
     except (OSError, ValueError, ImportError) as error:
@@ -338,24 +342,14 @@ def load_model(args: argparse.Namespace, template, train_args):
     return add_lora(args, model, reward) if args.lora_r else model
 
 
-def quantisation(args: argparse.Namespace, train_args) -> dict[str, Any]:
-    import torch
-    from transformers import BitsAndBytesConfig
-    from transformers.utils import is_bitsandbytes_available
-
-    if not is_bitsandbytes_available():
-        raise UserError("--load_in_8bit and --load_in_4bit need bitsandbytes, which does not work here; leave them out")
-    config = BitsAndBytesConfig(
-        load_in_8bit=args.load_in_8bit, load_in_4bit=args.load_in_4bit, bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
-    )  # fmt: skip
-    return {"quantization_config": config, "device_map": {"": train_args.device}}
+def quantised(args: argparse.Namespace) -> str | None:
+    return "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
 
 
 def add_lora(args: argparse.Namespace, model, reward: bool):
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    if args.load_in_8bit or args.load_in_4bit:
+    if quantised(args):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
     elif args.gradient_checkpointing:
         model.enable_input_require_grads()
@@ -428,6 +422,8 @@ def add_references(args: argparse.Namespace, trainer) -> None:
 
 
 def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict, say) -> None:
+    from alignment.adapters import write_base_card
+
     if args.objective == "dpo":
         add_references(args, trainer)
     trainer.train(resume_from_checkpoint=checkpoint(args))
@@ -439,6 +435,8 @@ def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict
     check = trainer.check_rows(8, "reward" if reward else "logps")
     trainer.save_final(args.output_dir)
     if RANK == 0:
+        if args.lora_r:
+            write_base_card(args.output_dir, args.model_name_or_path, quantised(args))
         (args.output_dir / "check.json").write_text(json.dumps(check))
         trainer.release()
         verdict = verify(args.output_dir)

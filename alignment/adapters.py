@@ -47,6 +47,23 @@ def fingerprint(name: str) -> str | None:
     return hashlib.sha256("\n".join(parts[key] for key in sorted(parts)).encode()).hexdigest() if parts else None
 
 
+def quantisation(bits: str | None, compute_dtype: str = "float32") -> dict:
+    """from_pretrained's settings for a base in "8bit" or "4bit" (NF4). Raises UserError without bitsandbytes."""
+    if bits is None:
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise UserError(f"--load_in_{bits} needs bitsandbytes, which does not work here; install it, or leave it out")
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit", bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
+    )  # fmt: skip
+    return {"quantization_config": config}
+
+
 def write_base_card(adapter: Path, base: str, quantised: str | None) -> None:
     """Say beside an adapter what it was trained on. `quantised` is None, "8bit" or "4bit"."""
     card = {"name": base, "fingerprint": fingerprint(base), "quantised": quantised}

@@ -77,3 +77,12 @@ def model_folder(tmp_path, tokenizer, llama):
     llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def wide_folder(tmp_path, tokenizer):
+    """The same, of width 64, which 4-bit kernels need."""
+    folder = tmp_path / "wide"
+    make_llama(len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import finetune_unlikelihood as script
+import merge
 from alignment import judged
+from alignment.adapters import check_base, quantisation
 from alignment.batches import epoch_batches
 from alignment.judged import ALIGN_N, ALIGN_P, MISALIGN, collate_lines, encode_rows, load_templates
 from alignment.losses import speak_logps
@@ -403,8 +406,23 @@ def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, model_folder, data
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantised_base_is_trained_and_merged_into_what_was_trained(tmp_path, wide_folder, data, bits):
+    """C18: the merged checkpoint gives the logits of adapter and quantised base, nearer than the plain base does."""
+    finetune(wide_folder, data, tmp_path / "out", f"--load_in_{bits}", True, "--warmup_steps", 0, "--num_epochs", 8)
+    assert check_base(tmp_path / "out", str(wide_folder)) == bits
+    flags = ["--base_model_name_or_path", wide_folder, "--peft_model_path", tmp_path / "out", "--output_dir"]
+    merge.main(merge.parse_args(list(map(str, [*flags, tmp_path / "merged"]))))
+    merged = merge.probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    load = partial(AutoModelForCausalLM.from_pretrained, wide_folder, device_map="cpu")
+    trained, plain = (
+        merge.probe_logits(merge.with_adapter(load(**quantisation(base)), tmp_path / "out")) for base in (bits, None)
+    )
+    assert merge.relative_error(merged, trained) < merge.relative_error(plain, trained)
+
+
 def test_quantised_base_where_bitsandbytes_is_absent(tmp_path, model_folder, data, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
     with pytest.raises(UserError, match="--load_in_8bit needs bitsandbytes"):
         finetune(model_folder, data, tmp_path / "out", "--load_in_8bit", True)
 

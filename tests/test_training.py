@@ -118,7 +118,8 @@ def test_the_first_loss_by_hand(quick, data, model_folder):
 @pytest.mark.parametrize(
     "objective, extra",
     [("sft", {"packing": True}), ("reward", {"normalize_reward": True}), ("dpo", {}), ("orpo", {}),
-     ("sft", {"lora_r": 4}), ("reward", {"lora_r": 4, "gradient_checkpointing": True}), ("dpo", {"lora_r": 4})],
+     ("sft", {"lora_r": 4}), ("reward", {"lora_r": 4, "gradient_checkpointing": True}), ("dpo", {"lora_r": 4}),
+     ("sft", {"optim": "adamw_bnb_8bit"})],
 )  # fmt: skip
 def test_every_objective_learns_and_saves(quick, data, model_folder, objective, extra):
     """Ten epochs: the loss falls, what is logged is there, and the run card says that the saved model agrees."""
@@ -137,6 +138,17 @@ def test_every_objective_learns_and_saves(quick, data, model_folder, objective, 
         assert sum(history(folder, "accuracy")[-3:]) > 2.6 and history(folder, "margin")[-1] > 0
     if objective == "reward":
         assert 0 <= history(folder, "longer_wins_accuracy")[0] <= 1
+
+
+@pytest.mark.parametrize("objective, bits", [("orpo", "4bit"), ("reward", "4bit"), ("sft", "8bit")])
+def test_adapters_on_a_quantised_base(quick, data, wide_folder, objective, bits):
+    """The loss falls, the adapter says what it was trained on, and loaded again it gives what was trained."""
+    extra = {"lora_r": 4, f"load_in_{bits}": True, "num_train_epochs": 4, "learning_rate": 1e-2}
+    folder = go(data, wide_folder, objective, **extra)
+    losses = history(folder)
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert json.loads((data / "out.run.json").read_text())["counts"]["check"]["agrees"]
+    assert json.loads((folder / "base_model.json").read_text())["quantised"] == bits
 
 
 def test_a_reward_model_is_scored_by_transformers_as_by_us(quick, data, model_folder):
@@ -308,12 +320,13 @@ def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
         ("sft", {"resume_from_checkpoint": "True"}, "has no checkpoint-"),
         ("sft", {"fsdp": "half_shard"}, "'half_shard' is unknown"),
         ("sft", {"lora_r": 2, "lora_target_modules": "nothing"}, "lora_target_modules"),
-        ("sft", {"lora_r": 2, "load_in_8bit": True}, "need bitsandbytes"),
+        ("sft", {"lora_r": 2, "load_in_8bit": True}, "--load_in_8bit needs bitsandbytes"),
         ("sft", {"learning_rate": 1e30}, "not finite at step 2, rows"),
     ],
 )
 def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, message, monkeypatch):
     monkeypatch.chdir(data)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
     with pytest.raises(UserError, match=message) as error:
         go(data, model_folder, objective, **changes)
     assert "\n" not in str(error.value) and not (data / "out.run.json").exists()
