@@ -27,6 +27,7 @@ from alignment.runs import (
     UserError,
     boolean,
     check_output_dir,
+    finished_with,
     number,
     run,
     run_card_path,
@@ -240,7 +241,7 @@ def check_resumption(args: Namespace) -> None:
             "or remove the folder"
         )
     elif run_card_path(args.output_dir).exists() and args.output_dir.exists():
-        raise UserError(f"{args.output_dir} holds a finished run; give another --output_dir, or remove it")
+        raise UserError(f"{args.output_dir} holds another run, finished; give another --output_dir, or remove it")
 
 
 def step_of(path: Path) -> int:
@@ -330,6 +331,9 @@ def save(trainer, tokenizer, args: Namespace) -> None:
 
 
 def main(args: Namespace) -> None:
+    if finished_with(args.output_dir, args) and args.output_dir.is_dir():
+        return say(f"{args.output_dir} holds this very run, finished; nothing to do")
+    given = Namespace(**vars(args))  # for the run card, before anything is settled
     check_arguments(args)
 
     from transformers import AutoTokenizer, set_seed
@@ -368,7 +372,8 @@ def main(args: Namespace) -> None:
     if is_main():
         last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
         inputs = [Path(args.data_path)] if Path(args.data_path).is_file() else []
-        write_run_card(args.output_dir, args, counts=counts | {"last step": last}, inputs=inputs)
+        settled = {"threshold": args.threshold, "last step": last}
+        write_run_card(args.output_dir, given, counts=counts | settled, inputs=inputs)
     say(f"{args.output_dir}: {'checkpoint' if args.full_finetuning else 'adapter'} saved and read back")
 
 

@@ -27,10 +27,10 @@ from alignment.runs import (
     UserError,
     boolean,
     check_output_dir,
+    finished_with,
     nearest,
     number,
     run,
-    run_card_path,
     write_run_card,
 )
 from alignment.training_data import OBJECTIVES, control, counts, read_examples, report, usable
@@ -184,14 +184,11 @@ def main(args: argparse.Namespace) -> None:
 def finished_before(args: argparse.Namespace) -> bool:
     """Whether the output folder holds this run. Raises UserError where it holds another and none is to be resumed."""
     check_output_dir(args.output_dir)
-    card, folder = run_card_path(args.output_dir), args.output_dir
+    folder = args.output_dir
     if args.resume_from_checkpoint not in (None, "False", "false"):
         return False
-    if card.exists():
-        told = json.loads(card.read_text(encoding="utf-8")).get("arguments")
-        ours = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        if told == json.loads(json.dumps(ours, default=str)) and (folder / "check.json").exists():
-            return True
+    if finished_with(folder, args) and (folder / "check.json").exists():
+        return True
     held = sorted(path.name for pattern in ("*.safetensors", "history.jsonl", "checkpoint-*")
                   for path in folder.glob(pattern))  # fmt: skip
     if held:

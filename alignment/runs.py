@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -99,6 +100,7 @@ def number(kind: type, low: float, high: float = float("inf"), *, above: bool = 
 def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.Namespace], None]) -> NoReturn:
     """Run a script. The user's mistakes end with exit code 2 and one line, an interrupt with 130."""
     script = Path(sys.argv[0]).name
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of kernels that nothing here needs
     try:
         main(parse_args())
     except UserError as error:
@@ -156,13 +158,25 @@ def run_card_path(output: Path) -> Path:
     return output.with_name(output.name + ".run.json")
 
 
+def told(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments as a run card tells them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def finished_with(output: Path, args: argparse.Namespace) -> bool:
+    """Whether the run card of `output` was written by a run with these very arguments."""
+    card = run_card_path(output)
+    ours = json.loads(json.dumps(told(args), default=str))
+    return card.is_file() and json.loads(card.read_text(encoding="utf-8")).get("arguments") == ours
+
+
 def write_run_card(output: Path, args: argparse.Namespace, *, counts: dict, inputs: Iterable[Path] = ()) -> None:
     """Write `<output>.run.json`: arguments, seed, versions, commit, inputs' sha256, counts in and out by reason."""
     from alignment.records import write_whole
 
     card = {
         "script": Path(sys.argv[0]).name,
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "arguments": told(args),
         "seed": getattr(args, "seed", None),
         "counts": counts,
         "inputs": {str(path): sha256(path) for path in inputs},

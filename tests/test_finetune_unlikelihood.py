@@ -427,10 +427,12 @@ def test_quantised_base_where_bitsandbytes_is_absent(tmp_path, model_folder, dat
         finetune(model_folder, data, tmp_path / "out", "--load_in_8bit", True)
 
 
-def test_finished_run_is_not_overwritten(tmp_path, model_folder, data):
+def test_finished_run_is_not_overwritten(tmp_path, model_folder, data, capsys):
     finetune(model_folder, data, tmp_path / "out", "--limit", 4)
     before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="holds a finished run"):
+    finetune(model_folder, data, tmp_path / "out", "--limit", 4)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds another run"):
         finetune(model_folder, data, tmp_path / "out")
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
 

@@ -1,0 +1,108 @@
+"""What training did to the tokens that judgments blame: log p of them and of the others, before and after.
+
+    python scripts/blame_table.py --base_model saved_models/SmolLM2-135M-Instruct --data_path iter3.json \\
+        --adapters outputs/cut outputs/hindsight
+
+Reads rows with judgments that no adapter was trained on. The base model decides which tokens of the flawed rows are
+blamed (eq. 5 at --threshold). Prints, for the base and under each adapter, the mean log p(y_t|x) of blamed and of kept
+tokens, and by how much the gap between them grew, with the 95% interval of a bootstrap over rows. With --versus NAME
+the same of each adapter's gap against that adapter's, row by row.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
+
+from alignment.generation import check_model
+from alignment.judging import read_judgments
+from alignment.runs import ArgumentParser, UserError, number, run, table
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(__doc__.split("\n")[0])
+    parser.add_argument("--base_model", required=True, help="folder or hub name of a causal model")
+    parser.add_argument("--data_path", required=True, help="rows with judgments: .json, .jsonl, .parquet or hub")
+    parser.add_argument("--adapters", nargs="+", type=Path, default=[], help="folders of adapters of it; default none")
+    parser.add_argument("--versus", help="the name of the adapter to compare the others with; default the base alone")
+    parser.add_argument("--threshold", type=number(float, 0, above=True), default=1.1, help="lambda; default 1.1")
+    parser.add_argument("--prompt_template_name", default="alpaca", help="default alpaca")
+    parser.add_argument("--cutoff_len", type=number(int, 8), default=1024, help="tokens a row; default 1024")
+    parser.add_argument("--limit", type=number(int, 1), default=100, help="flawed rows; default 100")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; default 0")
+    args = parser.parse_args(argv)
+    if args.versus and args.versus not in {path.name for path in args.adapters}:
+        parser.error(f"--versus {args.versus} is none of --adapters")
+    return args
+
+
+def row_sums(found: dict, masks: dict):
+    """(rows, 4): the sum of log p(y_t|x) of blamed tokens and their number, and the same of kept ones."""
+    import torch
+
+    return torch.tensor([
+        [logps.plain[masks[row]].sum(), masks[row].sum(), logps.plain[~masks[row]].sum(), (~masks[row]).sum()]
+        for row, logps in found.items()
+    ]).double()  # fmt: skip
+
+
+def gap(sums):
+    """Mean log p of kept tokens less that of blamed ones: (..., rows, 4) -> (...)."""
+    blamed, num_blamed, kept, num_kept = sums.sum(-2).unbind(-1)
+    return kept / num_kept - blamed / num_blamed
+
+
+def difference(after, before, seed: int, resamples: int = 2000) -> str:
+    """How much larger the gap of one than of the other is, and its 95% interval over resampled rows."""
+    import torch
+
+    drawn = torch.randint(len(after), (resamples, len(after)), generator=torch.Generator().manual_seed(seed))
+    low, high = (gap(after[drawn]) - gap(before[drawn])).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return f"{(gap(after) - gap(before)).item():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def main(args: Namespace) -> None:
+    check_model(args.base_model)
+    rows = [row for row in read_judgments(args.data_path) if row["judgment"] is not None][: args.limit]
+    if not rows:
+        raise UserError(f"data {args.data_path}: every judgment is null, so that no token is blamed")
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alignment.adapters import check_base
+    from alignment.judged import encode_rows, flawed_logps, load_templates
+    from alignment.losses import inappropriate_tokens, speak_logps
+
+    for adapter in args.adapters:
+        check_base(adapter, args.base_model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(args.base_model)
+    encoded = encode_rows(rows, "cut", load_templates(args.prompt_template_name, tokenizer), args.cutoff_len)
+    model = speak_logps(AutoModelForCausalLM.from_pretrained(args.base_model, dtype=torch.float32).to(device).eval())
+    found = flawed_logps(model, encoded, tokenizer.eos_token_id)
+    masks = {row: inappropriate_tokens(each.judged, each.plain, args.threshold) for row, each in found.items()}
+    sums = {"base": row_sums(found, masks)}
+    for adapter in args.adapters:
+        under = PeftModel.from_pretrained(model, adapter).eval()
+        sums[adapter.name] = row_sums(flawed_logps(under, encoded, tokenizer.eos_token_id), masks)
+        model = under.unload()
+
+    shown = [("", "blamed", "kept", "gap", "more than base", *([f"more than {args.versus}"] if args.versus else []))]
+    for name, each in sums.items():
+        blamed, num_blamed, kept, num_kept = each.sum(0).tolist()
+        others = ["base", *([args.versus] if args.versus else [])]
+        compared = [difference(each, sums[other], args.seed) if name not in ("base", other) else "" for other in others]
+        shown.append((name, f"{blamed / num_blamed:.3f}", f"{kept / num_kept:.3f}", f"{gap(each):.3f}", *compared))
+    tokens = sum(len(mask) for mask in masks.values())
+    share = sum(int(mask.sum()) for mask in masks.values()) / tokens
+    print(f"{len(rows)} flawed rows, {tokens:,} tokens, {share:.1%} blamed by the base at {args.threshold}")
+    print(table(shown))
+
+
+if __name__ == "__main__":
+    run(parse_args, main)
