@@ -1,5 +1,6 @@
 """The training benchmarks measure the same computation both ways, and print their ratio."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import reward_model, sft_memory  # noqa: E402
+from benchmarks import hhh, reward_model, sft_memory  # noqa: E402
 
 
 def test_both_ways_have_the_same_loss(model_folder):
@@ -29,3 +30,12 @@ def test_reward_model_ways(model_folder, capsys):
     assert rows == [16, 16] and real[0] == real[1] and padded[0] == 16 * 128 >= padded[1]
     reward_model.main(args)
     assert "the released way (target at least 2.00x)" in capsys.readouterr().out
+
+
+def test_hhh_ways_give_the_same_verdicts(tmp_path, model_folder, capsys):
+    turn = "\n\nHuman: {}\n\nAssistant: {}"
+    rows = [{"chosen": turn.format(n, "a" * n), "rejected": turn.format(n, "b"), "type": "other"} for n in range(1, 6)]
+    (tmp_path / "hhh.json").write_text(json.dumps(rows))
+    hhh.main(hhh.parse_args(["--model_name_or_path", str(model_folder), "--data_path", str(tmp_path / "hhh.json")]))
+    out = capsys.readouterr().out
+    assert "5 of 5 verdicts alike" in out and "(target at least 8x)" in out
