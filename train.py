@@ -379,8 +379,7 @@ def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
     make = functools.partial(collate, pad_id=pad_id)
     if args.packing:
         sets = {name: pack(shuffled(items, args.seed), args.model_max_length) for name, items in sets.items()}
-        flat = "flash" in str(model.config._attn_implementation)
-        make = functools.partial(collate_packed, pad_id=pad_id, flat=flat)
+        make = functools.partial(collate_packed, pad_id=pad_id)
     return trainers.AlignmentTrainer(
         step=steps[args.objective], collate=make, items=sets["train"], eval_items=sets.get("eval"),
         packed=args.packing, model=model, args=train_args, processing_class=template.tokenizer,

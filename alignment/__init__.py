@@ -16,6 +16,7 @@ Text half, which imports neither torch nor vllm:
 
 Tensor half, which imports torch and never vllm:
     decoding.py      the hf engine: batched sampling with a shared prefix
+    unpadding.py     a padded batch through a model at the cost of its real tokens
     batches.py       ids -> samples, collators, packing, micro-batches of like length
     losses.py        the one way to a log-probability, and the losses made of it
     trainers.py      HF Trainer whose step functions call losses.py
@@ -23,7 +24,7 @@ Tensor half, which imports torch and never vllm:
     verification.py  is what was saved what was trained?
     judged.py        CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
     unlikelihood.py  CUT: the training step, and the Trainer that takes it
-    adapters.py      LoRA adapters and the base each belongs to
+    adapters.py      LoRA adapters, the base each belongs to, and how it is quantised
 
 In vLLM's own processes:
     vllm_sampling.py sampling on a CPU without sorting the vocabulary

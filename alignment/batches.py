@@ -83,20 +83,18 @@ def collate(items: Sequence[Item], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-def collate_packed(packs: Sequence[Item], pad_id: int, flat: bool = False) -> dict[str, Tensor]:
+def collate_packed(packs: Sequence[Item], pad_id: int) -> dict[str, Tensor]:
     """Packs of samples -> one line each, in which no sample sees another.
 
-    There is no attention mask: transformers reads borders from `position_ids`, which restart with each sample, and
-    masks across them (or runs variable-length kernels). Padding is a segment of its own that nothing attends to.
+    There is no attention mask: borders are read from `position_ids`, which restart with each sample (unpadding.py, or
+    transformers' own masks). Padding is a segment of its own that nothing attends to.
     One pack of [5, 6, 2] and [7, 2], beside a longer one:
 
         input_ids     [5, 6, 2, 7, 2, 0]        labels     [-100, 6, 2, -100, 2, -100]
         position_ids  [0, 1, 2, 0, 1, 0]        segments   [   0, 0, 0,    1, 1,   -1]
 
-    `segments` numbers the samples through the batch. `flat` puts all packs in one line, which is what flash attention
-    wants; with other kernels the mask's cost grows with the square of the line.
+    `segments` numbers the samples through the batch.
     """
-    packs = [tuple(sample for pack in packs for sample in pack)] if flat else packs
     width = max(sum(map(len, pack)) for pack in packs)
     lines: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "labels": [], "segments": []}
     number = 0

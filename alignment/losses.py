@@ -121,13 +121,16 @@ class _FrozenHeadLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Any, chunk: int) -> Tensor:
         logps, slopes = [], []
-        for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        for states, ids in zip(hidden.split(chunk), targets[:, None].split(chunk), strict=True):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
-                logps.append(_chunk_logps(logits_of, states, ids))
-                slopes += torch.autograd.grad(logps[-1].sum(), states)
+                logits = logits_of(states)  # (n, V)
+            found = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            logps.append(found.gather(1, ids)[:, 0])
+            slope = found.exp_().neg_().scatter_add_(1, ids, torch.ones_like(ids, dtype=found.dtype))  # 1 - p, or -p
+            slopes += torch.autograd.grad(logits, states, slope.to(logits.dtype))
         ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(logps).detach()
+        return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

@@ -115,12 +115,12 @@ def lines_of(batch: Batch, *kinds: int) -> Batch:
 
 
 def detection_logps(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """log p(y_t|x,j) and log p(y_t|x), by passes without dropout and gradient; None where no row is flawed."""
+    """log p(y_t|x,j) and log p(y_t|x), by a pass without dropout and gradient; None where no row is flawed."""
     if not (batch["kinds"] == MISALIGN).any():
         return None
     with evaluating(model):
-        sides = [logps_by_kind(model, lines_of(batch, kind))[1][kind] for kind in (ALIGN_N, MISALIGN)]
-    return sides[0], sides[1]
+        _, by_kind = logps_by_kind(model, lines_of(batch, ALIGN_N, MISALIGN))
+    return by_kind[ALIGN_N], by_kind[MISALIGN]
 
 
 def blame_sums(judged: Tensor, plain: Tensor, blamed: Tensor) -> dict[str, Tensor]:

@@ -58,21 +58,17 @@ def test_collate_packed_gives_the_line_of_its_docstring():
     assert batch["labels"][0].tolist() == [IGNORED, 6, 2, IGNORED, 2, IGNORED]
     assert batch["segments"].tolist() == [[0, 0, 0, 1, 1, -1], [2] * 6]
     assert batch["rows"].tolist() == [0, 1, 2]
-    flat = collate_packed(packs, pad_id=0, flat=True)
-    assert flat["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3, 4, 5]]
-    assert flat["segments"].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("flat", [False, True])
-def test_packed_log_probabilities_are_the_unpacked_ones(attention, flat):
+def test_packed_log_probabilities_are_the_unpacked_ones(attention):
     """Every sample's sum, alone in a padded line or among others in a packed one: attention does not cross."""
     model = speak_logps(make_llama(50, attn_implementation=attention).double())
     draw = random.Random(0)
     samples = [Sample(i, [draw.randrange(4, 50) for _ in range(draw.randint(3, 20))], 2) for i in range(9)]
     packs = pack([(sample,) for sample in samples], max_length=24)
     assert max(len(each) for each in packs) > 1 and sum(len(each) for each in packs) == 9
-    padded, packed = collate([(s,) for s in samples], 0), collate_packed(packs, 0, flat)
+    padded, packed = collate([(s,) for s in samples], 0), collate_packed(packs, 0)
     alone = dict(zip(padded["rows"].tolist(), row_sums(*response_logps(model, padded), 9).tolist(), strict=True))
     among = dict(zip(packed["rows"].tolist(), row_sums(*response_logps(model, packed), 9).tolist(), strict=True))
     assert among == pytest.approx(alone, abs=1e-10 if attention == "sdpa" else 1e-6)  # eager: softmax in fp32
