@@ -5,8 +5,9 @@
 
 All rows of a batch go through the layers as one line of their tokens, and attention is computed row by row, so that no
 row sees another and no mask is made. Flash attention does the same in its own kernels. Packed lines, which restart
-their `position_ids` (batches.collate_packed), are taken apart in the same way. What cannot be computed so (a cache, an
-attention that is not transformers' own, layers that carry a state from token to token) is computed as before.
+their `position_ids` (batches.collate_packed), are taken apart in the same way. What cannot be computed so (a cache or
+all layers' states are asked for, the attention is not transformers' own, layers carry a state from token to token) is
+computed as before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BY_ROW = "sdpa_by_row"
+ASKS_MORE = ("past_key_values", "use_cache", "output_hidden_states", "output_attentions")
 WHOLE_LAYERS = {"full_attention", "sliding_attention"}  # of config.layer_types: they mix tokens by attention alone
 
 
@@ -70,8 +72,8 @@ def unpad(model: nn.Module) -> nn.Module:
         position_ids = inputs.get("position_ids")
         packed = attention_mask is None and position_ids is not None
         plain = attention_mask is not None and attention_mask.ndim == 2 and position_ids is None
-        whole = input_ids is None or args or any(inputs.get(name) for name in ("past_key_values", "use_cache"))
-        if whole or not (packed or plain):
+        more = input_ids is None or args or any(inputs.get(name) for name in ASKS_MORE)
+        if more or not (packed or plain):
             return padded_forward(input_ids, attention_mask, *args, **inputs)
         return unpadded_forward(padded_forward, input_ids, attention_mask, **inputs)
 
@@ -99,7 +101,7 @@ def unpadded_forward(forward: Any, input_ids: Tensor, attention_mask: Tensor | N
         real = attention_mask.bool()
         lengths = real.sum(1)
         positions = (real.cumsum(1) - 1)[real]
-    inputs["position_ids"] = positions[None]
+    inputs |= {"position_ids": positions[None], "use_cache": False}
     # An empty mask of four dimensions is one that transformers takes for made; flash kernels want none
     made = input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
     own = {"attention_mask": made, "row_lengths": lengths.tolist()}

@@ -1,4 +1,4 @@
-"""What a folder of ALMoST outputs holds: counts in and out by reason, one comparison side by side, and the paths.
+"""What a folder of outputs holds: ALMoST's counts in and out by reason, one comparison side by side, and the paths.
 
     python scripts/show.py quickstart
 """
@@ -21,8 +21,8 @@ def parse_args(argv=None):
 
 
 def main(args) -> None:
-    cards = {path: read_json(path, "run card") for path in args.folder.glob("*.run.json")}
-    cards = {path: card for path, card in cards.items() if card["script"] == "synthetic_feedback.py"}
+    found = {path: read_json(path, "run card") for path in args.folder.rglob("*.run.json")}
+    cards = {path: card for path, card in found.items() if card["script"] == "synthetic_feedback.py"}
     cards = dict(sorted(cards.items(), key=lambda item: ("pg", "rg", "cs").index(item[1]["arguments"]["mode"])))
     if not cards:
         raise UserError(f"{args.folder} has no run cards: no stage of synthetic_feedback.py has finished there")
@@ -32,6 +32,9 @@ def main(args) -> None:
     if comparisons.is_file():
         print(side_by_side(read_json(comparisons, "comparisons")))
     print("\n" + "\n".join(f"{output_of(path).stat().st_size:>11,} bytes  {output_of(path)}" for path in cards))
+    others = sorted((card["finished"], path, card) for path, card in found.items() if path not in cards)
+    for _, path, card in others:
+        print(f"{card['seconds']:>9,.0f} seconds  {output_of(path)}  ({card['script']})")
 
 
 def rows(card: dict) -> list[list]:

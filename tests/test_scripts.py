@@ -112,7 +112,11 @@ def test_show_prints_counts_a_comparison_and_paths(tmp_path):
     call("--mode", "pg", "--prompt_file_path", str(assets / "seed_prompts.txt"), "--num_generation", "12", *engine)
     call("--mode", "rg", "--prompt_file_path", str(assets / "HHH_prompt.txt"), "--n_shot", "1", "3", *engine)
     call("--mode", "cs", "--rubric", "w-HHH-3shot", "w-HHH-1shot")
+    (tmp_path / "policy").mkdir()
+    card = {"script": "train.py", "seconds": 41.7, "finished": "2026"}
+    (tmp_path / "policy" / "it.run.json").write_text(json.dumps(card))
     output = show(tmp_path).stdout
+    assert output.endswith(f"       42 seconds  {tmp_path / 'policy' / 'it'}  (train.py)\n")
     pairs = json.loads((tmp_path / "comparison.json").read_text())
     assert output.index("pg: prompts.txt") < output.index("rg: w-HHH-") < output.index("cs: comparison.json")
     assert any(pair["prompt"] in output for pair in pairs) and "chosen" in output and "| rejected" in output

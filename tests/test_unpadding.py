@@ -107,6 +107,11 @@ def test_generation_with_a_cache_is_as_before():
     assert torch.equal(unpad(make_llama(97)).generate(ids, **flags), expected)
 
 
+def test_who_asks_for_all_layers_gets_them_padded():
+    model, batch = unpad(model_of("llama")), batch_of([4, 7])
+    assert [states.shape for states in model(**batch, output_hidden_states=True).hidden_states] == [(2, 7, 32)] * 3
+
+
 def test_the_attention_is_not_written_into_the_checkpoint(tmp_path):
     model = unpad(make_llama(97))
     assert model.config._attn_implementation == BY_ROW
