@@ -72,7 +72,7 @@ def build_parser() -> ArgumentParser:
     flag("--beta", type=share, default=0.1, help="DPO's beta; default 0.1 (Janus)")
     flag("--orpo_alpha", type=share, default=0.1, help="weight of ORPO's odds-ratio term; default 0.1 (Janus)")
     flag("--normalize_reward", **switch, help="leave the rewards' mean and deviation in the config, for score()")
-    flag("--control", choices=("length", "random"), help="pairs: the longer wins, or a coin decides; default neither")
+    flag("--control", choices=("length", "random"), help="what wins a training pair instead; default neither")
     # LoRA
     flag("--lora_r", type=number(int, 0), default=0, help="rank; default 0: all weights are trained")
     flag("--lora_alpha", type=share, default=16, help="default 16")
@@ -213,7 +213,7 @@ def load_data(args: argparse.Namespace, say):
     template = load_template(args.template, tokenizer)
     for name, read in examples.items():
         kept, dropped = usable(read)
-        if args.control:
+        if args.control and name == "train":
             kept = control(kept, args.control, args.seed)
         sets[name], too_long = encode_examples(kept, template, args.model_max_length, cut=args.objective == "reward")
         dropped |= {"too long": too_long} if too_long else {}

@@ -1,4 +1,4 @@
-"""The command line around a script: argument types, one-line errors, run cards, progress, tables with intervals.
+"""The command line around a script: argument types, one-line errors, run cards, progress, tables.
 
 A script is `parse_args(argv=None)` and `main(args)`, joined by `run(parse_args, main)`. Imports nothing heavy, so
 `--help` answers at once.
@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -222,11 +221,3 @@ def table(rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def wilson(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a proportion (Wilson 1927): right also for few items and near 0 and 1."""
-    share, spread = correct / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -36,10 +36,12 @@ train() { # name, model, data, more flags
   shift 3
   # shellcheck disable=SC2086
   $PYTHON train.py --objective reward --model_name_or_path "$model" --data_path "$data" \
-    --eval_data_path "$OUT/held_out/comparison.json" --output_dir "$OUT/$name" --bf16 True --model_max_length 512 \
+    --output_dir "$OUT/$name" --bf16 True --model_max_length 512 \
     --per_device_train_batch_size 8 --learning_rate 4e-5 --warmup_ratio 0.1 "$@" $FLAGS
   [ -f "$OUT/$name.hhh.json" ] || $PYTHON eval/run_evaluation.py --benchmark_name hhh --data_path "$HHH" \
     --reward_model "$OUT/$name" --output_path "$OUT/$name.hhh.json"
+  [ -f "$OUT/$name.pairs.json" ] || $PYTHON eval/run_evaluation.py --benchmark_name pairs --reward_model "$OUT/$name" \
+    --data_path "$OUT/held_out/comparison.json" --output_path "$OUT/$name.pairs.json"
 }
 
 for seed in $SEEDS; do

@@ -2,7 +2,7 @@
 
     python scripts/reward_table.py outputs/reward_study
 
-Reads the run cards that train.py and the results that eval/run_evaluation.py left there (scripts/reward_study.sh).
+Reads <model>.pairs.json and <model>.hhh.json that eval/run_evaluation.py left there (scripts/reward_study.sh).
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
 from alignment.records import read_json  # noqa: E402
-from alignment.runs import ArgumentParser, UserError, run, table, wilson  # noqa: E402
+from alignment.runs import ArgumentParser, UserError, run, table  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -22,12 +22,12 @@ def parse_args(argv=None):
 def main(args) -> None:
     rows = [("reward model", "held out", "95% interval", "longer wins", "HHH", "95% interval")]
     for path in sorted(args.folder.glob("*.hhh.json")):
-        card = read_json(path.with_name(path.name.replace(".hhh.json", ".run.json")), "run card")
-        found, pairs = card["counts"]["evaluation"], card["counts"]["rows"]["eval"]["kept"]
-        hhh = read_json(path, "results")["results"]["all"]
-        accuracy, longer = found["eval_accuracy"], found["eval_longer_wins_accuracy"]
-        rows.append((path.name.removesuffix(".hhh.json"), percent(accuracy), span(wilson(accuracy * pairs, pairs)),
-                     percent(longer), percent(hhh["accuracy"]), span(hhh["interval"])))  # fmt: skip
+        name = path.name.removesuffix(".hhh.json")
+        pairs = read_json(path.with_name(f"{name}.pairs.json"), "results")
+        cells = [name]
+        for found in (pairs["results"]["all"], read_json(path, "results")["results"]["all"]):
+            cells += [percent(found["accuracy"]), " - ".join(map(percent, found["interval"]))]
+        rows.append((*cells[:3], percent(pairs["longer_wins"]), *cells[3:]))
     if len(rows) == 1:
         raise UserError(f"{args.folder} has no *.hhh.json: no reward model was evaluated there")
     print(table(rows))
@@ -35,10 +35,6 @@ def main(args) -> None:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def span(interval: tuple[float, float]) -> str:
-    return " - ".join(map(percent, interval))
 
 
 if __name__ == "__main__":

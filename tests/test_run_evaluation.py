@@ -97,6 +97,33 @@ def test_a_reward_model(rows, tmp_path, tokenizer, llama, capsys):
     assert all(name in shown for name in ("helpful", "honest", "other", "all", "95% interval"))
 
 
+def test_pairs_of_any_form_by_their_meta(tmp_path, tokenizer, llama, capsys):
+    """Accuracy by kind of pair, the equal pair dropped, and how often the longer one wins: 2 of 3. As a table too."""
+    model = AutoModelForSequenceClassification.from_config(llama.config.__class__(
+        **{**llama.config.to_dict(), "num_labels": 1}))  # fmt: skip
+    model.config.reward_max_length = 64
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    texts = (("aaa", "b", "x-vs-y"), ("a", "bbb", "x-vs-y"), ("aa", "b", "y-vs-z"), ("a", "a", "z"))
+    pairs = [{"prompt": "Q", "chosen": chosen, "rejected": rejected, "meta": meta} for chosen, rejected, meta in texts]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    words = ["--benchmark_name", "pairs", "--data_path", tmp_path / "pairs.json", "--reward_model", tmp_path / "rm"]
+    for name in ("m.pairs.json", "m.hhh.json"):
+        run_evaluation.main(run_evaluation.parse_args(list(map(str, [*words, "--output_path", tmp_path / name]))))
+    found, shown = json.loads((tmp_path / "m.pairs.json").read_text()), capsys.readouterr().out
+    assert {name: each["n"] for name, each in found["results"].items()} == {"x-vs-y": 2, "y-vs-z": 1, "all": 3}
+    assert found["longer_wins"] == pytest.approx(2 / 3) and "the longer one is chosen in 66.7%" in shown
+
+    sys.path.insert(0, str(Path(run_evaluation.__file__).parent.parent / "scripts"))
+    import reward_table
+
+    reward_table.main(reward_table.parse_args([str(tmp_path)]))
+    share = f"{100 * found['results']['all']['accuracy']:.1f}"
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["m", share]
+    with pytest.raises(UserError, match="no reward model was evaluated"):
+        reward_table.main(reward_table.parse_args([str(tmp_path / "rm")]))
+
+
 def test_mistakes(rows, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_evaluation.parse_args(["--data_path", str(rows)])

@@ -371,3 +371,10 @@ def test_a_control_learns_its_rule(quick, data, model_folder):
     folder = go(data, model_folder, "reward", control="length", num_train_epochs=12, learning_rate=1e-2)
     assert min(history(folder, "longer_wins_accuracy")) >= 0.8  # a tie in tokens counts half
     assert sum(history(folder, "accuracy")[-3:]) > 2.4
+    plain, turned = (
+        train.load_data(
+            train.parse_args(argv(data, model_folder, "reward", eval_data_path=data / "pairs.json", **extra)), print
+        )[1]
+        for extra in ({}, {"control": "length"})
+    )
+    assert turned["eval"] == plain["eval"] == plain["train"] != turned["train"]  # judged by the real preferences
