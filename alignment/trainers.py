@@ -7,6 +7,7 @@ never by a micro-batch's own size, so a step's loss does not depend on how the s
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
@@ -143,6 +144,14 @@ def longest(item: Item, packed: bool) -> int:
     return sum(map(len, item)) if packed else max(map(len, item))
 
 
+def return_freed_memory() -> None:
+    """On a CPU, give a freed tensor's memory back at once. glibc else keeps blocks of up to 32 MB, into few of which a
+    later tensor fits, and a step's peak is half as large again. Does nothing where there is no glibc."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, 1 MB for good
+
+
 class AlignmentTrainer(Trainer):
     """Trainer over items. `step` is a step function, `collate(items)` makes a batch of some.
 
@@ -151,6 +160,8 @@ class AlignmentTrainer(Trainer):
 
     def __init__(self, *, step: Step, collate: Callable, items: Sequence[Item], eval_items: Sequence[Item] | None,
                  packed: bool = False, **kwargs: Any):  # fmt: skip
+        if kwargs["args"].device.type == "cpu":
+            return_freed_memory()
         super().__init__(train_dataset=Items(items), eval_dataset=Items(eval_items) if eval_items else None, **kwargs)
         self.step, self.collate, self.packed = step, collate, packed
         self.references: dict[str, Tensor] = {}

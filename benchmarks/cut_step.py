@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--data_path", required=True, help="rows with judgments")
     parser.add_argument("--cutoff_len", type=number(int, 8), default=1024, help="default: 1024")
     parser.add_argument("--batch_size", type=number(int, 1), default=8, help="rows a step (default: 8)")
-    parser.add_argument("--micro_batch_size", type=number(int, 1), default=2, help="rows a forward (default: 2)")
+    parser.add_argument("--micro_batch_size", type=number(int, 1), default=4, help="rows a forward (default: 4)")
     parser.add_argument("--steps", type=number(int, 1), default=2, help="steps that are timed, after one that is not")
     parser.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="default: 0.05, released")
     parser.add_argument("--llama_7b_shapes", action="store_true", help="random weights in bf16 instead of the model's")

@@ -39,13 +39,29 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return args
 
 
-def row_sums(found: dict, masks: dict):
+def plain_logps(model, encoded, pad_id: int, max_tokens: int = 4096) -> dict:
+    """log p(y_t|x) of every flawed row's response, (M,) each, by row number: without the judgment."""
+    from alignment.batches import budgeted_batches
+    from alignment.judged import MISALIGN, collate_lines, evaluating, logps_by_kind
+
+    lines, found = [item[0] for item in encoded.items], {}
+    with evaluating(model):
+        for numbers in budgeted_batches([len(line) for line in lines], max_tokens):
+            part = [lines[number] for number in numbers]
+            batch = {name: each.to(model.device) for name, each in collate_lines([(x,) for x in part], pad_id).items()}
+            sizes = [len(line) - line.prompt_length for line in part]
+            plain = logps_by_kind(model, batch)[1][MISALIGN].cpu().split(sizes)
+            found |= {line.row: logps for line, logps in zip(part, plain, strict=True)}
+    return dict(sorted(found.items()))
+
+
+def row_sums(plain: dict, masks: dict):
     """(rows, 4): the sum of log p(y_t|x) of blamed tokens and their number, and the same of kept ones."""
     import torch
 
     return torch.tensor([
-        [logps.plain[masks[row]].sum(), masks[row].sum(), logps.plain[~masks[row]].sum(), (~masks[row]).sum()]
-        for row, logps in found.items()
+        [logps[masks[row]].sum(), masks[row].sum(), logps[~masks[row]].sum(), (~masks[row]).sum()]
+        for row, logps in plain.items()
     ]).double()  # fmt: skip
 
 
@@ -86,10 +102,10 @@ def main(args: Namespace) -> None:
     model = speak_logps(AutoModelForCausalLM.from_pretrained(args.base_model, dtype=torch.float32).to(device).eval())
     found = flawed_logps(model, encoded, tokenizer.eos_token_id)
     masks = {row: inappropriate_tokens(each.judged, each.plain, args.threshold) for row, each in found.items()}
-    sums = {"base": row_sums(found, masks)}
+    sums = {"base": row_sums({row: each.plain for row, each in found.items()}, masks)}
     for adapter in args.adapters:
         under = PeftModel.from_pretrained(model, adapter).eval()
-        sums[adapter.name] = row_sums(flawed_logps(under, encoded, tokenizer.eos_token_id), masks)
+        sums[adapter.name] = row_sums(plain_logps(under, encoded, tokenizer.eos_token_id), masks)
         model = under.unload()
 
     shown = [("", "blamed", "kept", "gap", "more than base", *([f"more than {args.versus}"] if args.versus else []))]

@@ -9,7 +9,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from alignment.adapters import write_base_card
-from alignment.judged import RowLogps
 from alignment.runs import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -22,10 +21,7 @@ def test_gap_by_hand():
     masks = {0: torch.tensor([True, False]), 1: torch.tensor([True, False])}
 
     def sums(first):
-        return blame_table.row_sums(
-            {0: RowLogps(None, torch.tensor([-3.0, first]), None), 1: RowLogps(None, torch.tensor([-1.0, -1.5]), None)},
-            masks,
-        )
+        return blame_table.row_sums({0: torch.tensor([-3.0, first]), 1: torch.tensor([-1.0, -1.5])}, masks)
 
     assert blame_table.gap(sums(-0.5)).item() == pytest.approx(1)
     assert blame_table.difference(sums(0.5), sums(-0.5), seed=0).startswith("+0.500 [")
