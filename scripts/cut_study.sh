@@ -44,10 +44,7 @@ first=${SEEDS%% *}
 train shepherd "$OUT/shepherd.json" --limit "$SHEPHERD_ROWS" --seed "$first" --threshold 1.2 --weight_unlike 0.5
 adapters+=("$OUT/shepherd")
 
-# Held-out rows, and the flawed rows that were learned.
 $PYTHON scripts/blame_table.py --base_model "$MODEL" --data_path "$HELD_OUT" --limit "$MEASURED" --cutoff_len 512 \
   --adapters "${adapters[@]}" --versus "hindsight$first"
-$PYTHON scripts/blame_table.py --base_model "$MODEL" --data_path "$TRAIN" --limit 40 --cutoff_len 512 \
-  --adapters "$OUT/cut$first" "$OUT/hindsight$first" "$OUT/mle$first" --versus "hindsight$first"
 $PYTHON merge.py --base_model_name_or_path "$MODEL" --peft_model_path "$OUT/cut$first" --output_dir "$OUT/merged"
 $PYTHON generate.py --base_model_name_or_path "$OUT/merged" --data_path "$HELD_OUT" --limit 8 --max_new_tokens 128
