@@ -6,8 +6,8 @@
 
 One optimiser step of --pairs pairs, forward and backward, the same pairs each way. `released` pads everything to the
 longest of the data (at most --model_max_length) and runs chosen and rejected as two forwards (A11); `ours` is what
-train.py does: micro-batches of like length under a token budget, both sides in one forward. Targets: at least 2x the
-released way, and at least TRL's.
+train.py does: micro-batches of like length, both sides in one forward, no padding through the layers. Targets: at least
+2x the released way, and at least TRL's.
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(items)} pairs, {real:,} real tokens, longest of the data {longest}, on {model.device}")
     rows, speeds = [("way", "seconds a step", "padded tokens", "real tokens/s")], {}
     for name, batches in (("released", released(items, longest, args)), ("ours", ours(items, args))):
+        if name == "ours":
+            from alignment.unpadding import unpad
+
+            unpad(model)
         step(model, batches[:1], len(items))  # warm-up
         seconds = min(step(model, batches, len(items)) for _ in range(2))
         padded = sum(ids.numel() for batch in batches for ids, _ in batch)
         speeds[name] = real / seconds
         rows.append((name, f"{seconds:.2f}", padded, f"{speeds[name]:,.0f}"))
-    seconds = trl_seconds(args, model, items)
+    seconds = trl_seconds(args, load_model(args, "AutoModelForSequenceClassification"), items)
     if seconds:
         speeds["trl"] = real / seconds
         rows.append(("TRL, grouped by length", f"{seconds:.2f}", "-", f"{speeds['trl']:,.0f}"))
@@ -169,6 +173,7 @@ def trl_seconds(args: argparse.Namespace, model, items) -> float | None:
 
     from alignment.reward_model import load_tokenizer
 
+    model.config.pad_token_id = 0
     rows = [{"chosen_ids": a.ids, "rejected_ids": b.ids} for a, b in items]
     times: list[float] = []
     clock = clock_of(model)

@@ -96,7 +96,9 @@ def measure(args: argparse.Namespace) -> dict:
 
     from alignment.batches import Sample, collate
     from alignment.losses import response_logps, sft, speak_logps
+    from alignment.trainers import return_freed_memory
 
+    return_freed_memory()  # as train.py does on a CPU; both ways
     model = load_model(args, "AutoModelForCausalLM")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     draw = torch.Generator().manual_seed(0)
