@@ -21,6 +21,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+from alignment.adapters import quantised
 from alignment.generation import check_model
 from alignment.runs import (
     ArgumentParser,
@@ -184,10 +185,6 @@ def load_model(args: Namespace):
         target_modules=args.lora_target_modules, task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, config)
-
-
-def quantised(args: Namespace) -> str | None:
-    return "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
 
 
 # Run

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alignment.adapters import quantised
 from alignment.runs import (
     REPOSITORY,
     ArgumentParser,
@@ -337,10 +338,6 @@ def load_model(args: argparse.Namespace, template, train_args):
     else:
         speak_logps(model)
     return add_lora(args, model, reward) if args.lora_r else model
-
-
-def quantised(args: argparse.Namespace) -> str | None:
-    return "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
 
 
 def add_lora(args: argparse.Namespace, model, reward: bool):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from argparse import Namespace
 from pathlib import Path
 
 from alignment.records import read_json, write_whole
@@ -45,6 +46,11 @@ def fingerprint(name: str) -> str | None:
                 row = weight[:1] if weight.get_shape() else file.get_tensor(key)
                 parts[key] = f"{key} {weight.get_shape()} {row.flatten().double().numpy().tobytes().hex()}"
     return hashlib.sha256("\n".join(parts[key] for key in sorted(parts)).encode()).hexdigest() if parts else None
+
+
+def quantised(args: Namespace) -> str | None:
+    """What --load_in_8bit and --load_in_4bit ask for: "8bit", "4bit" or None."""
+    return "8bit" if args.load_in_8bit else "4bit" if args.load_in_4bit else None
 
 
 def quantisation(bits: str | None, compute_dtype: str = "float32") -> dict:

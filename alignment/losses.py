@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from alignment.batches import IGNORED
 from alignment.unpadding import unpad
 
-CHUNK_ELEMENTS = 1 << 24  # logits alive at once: 128 MiB in fp32
+CHUNK_ELEMENTS = 1 << 24  # logits alive at once: 64 MiB in fp32
 
 
 # Log-probabilities
