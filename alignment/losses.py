@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,17 +55,28 @@ def speak_logps(model: nn.Module, chunk_elements: int = CHUNK_ELEMENTS) -> nn.Mo
 
 
 def _forward(model: nn.Module, chunk_elements: int, *args: Any, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
-    segments = inputs.pop("segments", None)
-    hidden = model.get_decoder()(*args, use_cache=False, **inputs)[0]  # (B, T, H)
+    segments, summed = inputs.pop("segments", None), inputs.pop("summed", False)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    hidden = decoder(*args, use_cache=False, **inputs)[0]  # (B, T, H)
     where = labels[:, 1:] != IGNORED  # (B, T-1): position t tells token t+1
     lines = where.nonzero()[:, 0] if segments is None else segments[:, 1:][where]  # (N,)
     chunk = max(1, chunk_elements // model.config.get_text_config().vocab_size)
-    head, targets = model.get_output_embeddings(), labels[:, 1:][where]
-    logits_of = functools.partial(own_logits, model, _Bare(head))
-    frozen = not any(weight.requires_grad for weight in head.parameters())
-    with answering(head, lambda states: token_logps(logits_of, states, targets, chunk, frozen)):
+    logits_of, targets = functools.partial(own_logits, model, _Bare(head)), labels[:, 1:][where]
+
+    def forward(states: Tensor) -> Tensor:
+        return token_logps(logits_of, states, targets, chunk, trained_after(decoder, model, head), summed)
+
+    with answering(head, forward):
         logps = head(hidden[:, :-1][where])  # called once, so that what hooks into a module sees an ordinary one
     return {"logps": logps, "rows": lines}
+
+
+def trained_after(decoder: nn.Module, model: nn.Module, head: nn.Module) -> list[Tensor]:
+    """The weights to be trained that lie between the decoder's states and the logits: nearly always the head's own."""
+    inside = {id(weight) for weight in decoder.parameters()}
+    outside = [weight for weight in model.parameters() if id(weight) not in inside]
+    tied = [weight for weight in head.parameters() if id(weight) in inside]
+    return [weight for weight in outside + tied if weight.requires_grad]
 
 
 @contextmanager
@@ -94,19 +105,22 @@ class _Bare:
         return getattr(self.module, name)
 
 
-def token_logps(logits_of: Any, hidden: Tensor, targets: Tensor, chunk: int, frozen: bool = False) -> Tensor:
+def token_logps(
+    logits_of: Any, hidden: Tensor, targets: Tensor, chunk: int, weights: Sequence[Tensor] = (), summed: bool = False
+) -> Tensor:
     """log p(target) at each position: (N, H) states and (N,) ids -> (N,), in fp32 or the states' wider type.
 
-    `logits_of` maps (n, H) -> (n, V) and is called `chunk` positions at a time, forward and again in the backward. With
-    `frozen`, nothing but `hidden` is to get a gradient, and it is made in the forward: the logits are not made again.
+    `logits_of` maps (n, H) -> (n, V) and is called `chunk` positions at a time; `weights` are what is trained in it.
+    `summed` gives Σ log p, a scalar. Then, or where there are no such weights, all gradients but for a factor are known
+    in the forward and are made there; else the backward makes a chunk's logits again.
     """
-    if frozen and torch.is_grad_enabled() and hidden.requires_grad:
-        return _FrozenHeadLogps.apply(hidden, targets, logits_of, chunk)
+    if torch.is_grad_enabled() and hidden.requires_grad and (summed or not weights):
+        return _LogpsOnce.apply(hidden, targets, logits_of, chunk, summed, *weights)
     pieces = [
         checkpoint(_chunk_logps, logits_of, states, ids, use_reentrant=False)
         for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
-    return torch.cat(pieces)
+    return torch.cat(pieces).sum() if summed else torch.cat(pieces)
 
 
 def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:
@@ -115,12 +129,13 @@ def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:
     return -F.cross_entropy(logits, ids, reduction="none")
 
 
-class _FrozenHeadLogps(torch.autograd.Function):
-    """token_logps under a head without gradient: d log p_t / d h_t (N, H) is kept from the forward, and only scaled."""
+class _LogpsOnce(torch.autograd.Function):
+    """token_logps whose logits are made once: d log p_t / d h_t (N, H), and Σ_t d log p_t / d w of each weight, are kept
+    from the forward and only scaled. With weights, the sum is the one output whose gradient they give."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Any, chunk: int) -> Tensor:
-        logps, slopes = [], []
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Any, chunk: int, summed: bool, *weights: Tensor):
+        logps, slopes, sums = [], [], [None] * len(weights)
         for states, ids in zip(hidden.split(chunk), targets[:, None].split(chunk), strict=True):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
@@ -128,14 +143,25 @@ class _FrozenHeadLogps(torch.autograd.Function):
             found = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             logps.append(found.gather(1, ids)[:, 0])
             slope = found.exp_().neg_().scatter_add_(1, ids, torch.ones_like(ids, dtype=found.dtype))  # 1 - p, or -p
-            slopes += torch.autograd.grad(logits, states, slope.to(logits.dtype))
-        ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(logps)
+            made, *grads = torch.autograd.grad(
+                logits, (states, *weights), slope.to(logits.dtype), allow_unused=True
+            )
+            slopes.append(made)
+            for i, grad in enumerate(grads):  # None where a weight has no part in the logits
+                if grad is not None:
+                    grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+                    sums[i] = grad if sums[i] is None else sums[i].add_(grad)
+        sums = [total if total is None else total.to(w.dtype) for total, w in zip(sums, weights, strict=True)]
+        ctx.save_for_backward(torch.cat(slopes), *sums)
+        return torch.cat(logps).sum() if summed else torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (grad[:, None] * slopes).to(slopes.dtype), None, None, None
+    def backward(ctx: Any, grad: Tensor):
+        slopes, *sums = ctx.saved_tensors
+        by_state = (grad[..., None] * slopes).to(slopes.dtype)
+        return by_state, None, None, None, None, *(
+            total if total is None else (grad * total).to(total.dtype) for total in sums
+        )
 
 
 class _Decoded:
@@ -184,6 +210,11 @@ def response_logps(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, 
     return out["logps"], out["rows"]
 
 
+def summed_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The sum of `response_logps`, a scalar. Cheaper where the head is trained: its logits are made once, not twice."""
+    return model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}, summed=True)["logps"]
+
+
 def row_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """Sum of the values of each line: (N,), (N,) -> (num_rows,)."""
     return values.new_zeros(num_rows).index_add(0, rows, values)
@@ -211,7 +242,8 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def sft(logps: Tensor, num_tokens: int | Tensor) -> Tensor:
-    """Supervised: -1/N Σ log p(y_t | x, y_<t) over (n,) response tokens of this micro-batch; N is the whole step's."""
+    """Supervised: -1/N Σ log p(y_t | x, y_<t) over response tokens of this micro-batch, (n,) or their sum; N is the
+    whole step's."""
     return -logps.sum() / num_tokens
 
 

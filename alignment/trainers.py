@@ -26,7 +26,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from alignment import losses
 from alignment.batches import IGNORED, Item, Sample, budgeted_batches, epoch_batches
-from alignment.losses import response_logps, row_means, row_sums
+from alignment.losses import response_logps, row_means, row_sums, summed_logps
 from alignment.runs import UserError
 from alignment.verification import values
 
@@ -39,8 +39,8 @@ Step = Callable[[nn.Module, Batch, dict[str, Tensor]], tuple[Tensor, dict[str, T
 
 def sft_step(model: nn.Module, batch: Batch, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over all response tokens of the step."""
-    logps, rows = response_logps(model, batch)
-    return losses.sft(logps * batch["weights"][rows], totals["tokens"]), {}
+    weight = batch["weights"].min()  # 1, or 0 for a filler
+    return losses.sft(weight * summed_logps(model, batch), totals["tokens"]), {}
 
 
 def reward_step(model: nn.Module, batch: Batch, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

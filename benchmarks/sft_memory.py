@@ -94,8 +94,8 @@ def measure(args: argparse.Namespace) -> dict:
 
     import torch
 
-    from alignment.batches import Sample, collate
-    from alignment.losses import response_logps, sft, speak_logps
+    from alignment.batches import IGNORED, Sample, collate
+    from alignment.losses import sft, speak_logps, summed_logps
     from alignment.trainers import return_freed_memory
 
     return_freed_memory()  # as train.py does on a CPU; both ways
@@ -108,13 +108,12 @@ def measure(args: argparse.Namespace) -> dict:
     batch = {name: value.to(model.device) for name, value in batch.items()}
     if args.way == "ours":
         speak_logps(model)
-    times, clock = [], clock_of(model)
+    times, clock, learned = [], clock_of(model), int((batch["labels"][:, 1:] != IGNORED).sum())
     for _ in range(args.steps + 1):
         model.zero_grad(set_to_none=True)
         started = clock()
         if args.way == "ours":
-            logps, _ = response_logps(model, batch)
-            loss = sft(logps, len(logps))
+            loss = sft(summed_logps(model, batch), learned)
         else:
             loss = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
         loss.backward()

@@ -9,6 +9,7 @@ from conftest import make_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from alignment import losses
 from alignment.batches import IGNORED, Sample, collate
 from alignment.losses import (
     bradley_terry,
@@ -20,6 +21,7 @@ from alignment.losses import (
     row_sums,
     sft,
     speak_logps,
+    summed_logps,
     token_logps,
 )
 
@@ -108,6 +110,36 @@ def test_under_a_frozen_head_the_gradient_is_the_same(name):
     assert not any(p.requires_grad for p in model.get_output_embeddings().parameters())
     for ours, theirs in zip(*found, strict=True):
         assert theirs is None or torch.allclose(ours, theirs, atol=1e-7 if name in FP32_NORMS else 1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_sum_has_the_gradients_of_the_plain_formula(name):
+    """Of every weight, times a factor of 2.5, though logits are made once; and without gradients it is the same sum."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name.split()[-1], **{**SMALL, **ARCHITECTURES[name]})
+    config._experts_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    batch = collate(pairs(), 0)
+    expected = plain_logps(model, batch).sum()
+    wanted = gradients(2.5 * expected, model)
+    total = summed_logps(speak_logps(model, chunk_elements=3 * VOCABULARY), batch)
+    atol = 1e-7 if name in FP32_NORMS else 1e-10
+    assert total.item() == pytest.approx(expected.item(), abs=atol)
+    for ours, theirs in zip(gradients(2.5 * total, model), wanted, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
+    with torch.no_grad():
+        assert summed_logps(model, batch).item() == pytest.approx(expected.item(), abs=atol)
+
+
+def test_logits_are_made_once_where_a_sum_is_asked(monkeypatch):
+    model, batch, made = speak_logps(make_llama(VOCABULARY), chunk_elements=10**6), collate(pairs(), 0), []
+    own = losses.own_logits
+    monkeypatch.setattr(losses, "own_logits", lambda *args: made.append(1) or own(*args))
+    summed_logps(model, batch).backward()
+    assert len(made) == 1
+    response_logps(model, batch)[0].sum().backward()
+    assert len(made) == 3
 
 
 def test_without_labels_the_model_answers_as_before():
