@@ -20,6 +20,7 @@ Tensor half, which imports torch and never vllm:
     batches.py       ids -> samples, collators, packing, micro-batches of like length
     losses.py        the one way to a log-probability, and the losses made of it
     trainers.py      HF Trainer whose step functions call losses.py
+    history.py       what a training run shows and leaves: bar, history.jsonl, history.png
     reward_model.py  load, score(texts)
     verification.py  is what was saved what was trained?
     judged.py        CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token

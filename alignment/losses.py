@@ -8,7 +8,8 @@ go through the model's own head a chunk at a time; the chunk's logits are thrown
     logps, rows = response_logps(model, batch)     # (N,) fp32, (N,) line of the batch each belongs to
     per_answer = row_sums(logps, rows, len(batch["labels"]))
 
-It happens inside the model's own forward, so FSDP has gathered the weights and DDP sees the gradients. What the model
+Where gradients are known up to a factor (`summed_logps`, a frozen head) they are made in the forward, and logits once.
+All happens inside the model's own forward, so FSDP has gathered the weights and DDP sees the gradients. What the model
 does to its logits after the head (soft-capping, scaling, bias) is done by its own code, whatever the architecture.
 """
 
@@ -28,13 +29,15 @@ from torch.utils.checkpoint import checkpoint
 from alignment.batches import IGNORED
 from alignment.unpadding import unpad
 
-CHUNK_ELEMENTS = 1 << 24  # logits alive at once: 64 MiB in fp32
+# Logits alive at once: 64 MiB in fp32 on a CPU. A trained head's gradient is summed up chunk by chunk, and a GPU adds
+# so much more slowly than it multiplies that it wants a thousand positions or so in each
+CPU_CHUNK, GPU_CHUNK = 1 << 24, 1 << 26
 
 
 # Log-probabilities
 
 
-def speak_logps(model: nn.Module, chunk_elements: int = CHUNK_ELEMENTS) -> nn.Module:
+def speak_logps(model: nn.Module, chunk_elements: int | None = None) -> nn.Module:
     """Make `model(..., labels=)` return {"logps": (N,), "rows": (N,)} and nothing else; without labels, as before.
 
     Call it on the plain transformers model, before PEFT, DDP, FSDP or accelerate wrap it. Returns the same model.
@@ -54,13 +57,16 @@ def speak_logps(model: nn.Module, chunk_elements: int = CHUNK_ELEMENTS) -> nn.Mo
     return model
 
 
-def _forward(model: nn.Module, chunk_elements: int, *args: Any, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
+def _forward(
+    model: nn.Module, chunk_elements: int | None, *args: Any, labels: Tensor, **inputs: Any
+) -> dict[str, Tensor]:
     segments, summed = inputs.pop("segments", None), inputs.pop("summed", False)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     hidden = decoder(*args, use_cache=False, **inputs)[0]  # (B, T, H)
     where = labels[:, 1:] != IGNORED  # (B, T-1): position t tells token t+1
     lines = where.nonzero()[:, 0] if segments is None else segments[:, 1:][where]  # (N,)
-    chunk = max(1, chunk_elements // model.config.get_text_config().vocab_size)
+    elements = chunk_elements or (CPU_CHUNK if hidden.device.type == "cpu" else GPU_CHUNK)
+    chunk = max(1, elements // model.config.get_text_config().vocab_size)
     logits_of, targets = functools.partial(own_logits, model, _Bare(head)), labels[:, 1:][where]
 
     def forward(states: Tensor) -> Tensor:
@@ -112,15 +118,22 @@ def token_logps(
 
     `logits_of` maps (n, H) -> (n, V) and is called `chunk` positions at a time; `weights` are what is trained in it.
     `summed` gives Σ log p, a scalar. Then, or where there are no such weights, all gradients but for a factor are known
-    in the forward and are made there; else the backward makes a chunk's logits again.
+    in the forward and are made there; else the backward makes a chunk's logits again. So it does in fp16, where small
+    gradients need the factor, which scales them, from the start.
     """
-    if torch.is_grad_enabled() and hidden.requires_grad and (summed or not weights):
+    known = (summed or not weights) and computed_in(hidden) != torch.float16
+    if known and torch.is_grad_enabled() and hidden.requires_grad:
         return _LogpsOnce.apply(hidden, targets, logits_of, chunk, summed, *weights)
     pieces = [
         checkpoint(_chunk_logps, logits_of, states, ids, use_reentrant=False)
         for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(pieces).sum() if summed else torch.cat(pieces)
+
+
+def computed_in(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:
@@ -130,8 +143,8 @@ def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:
 
 
 class _LogpsOnce(torch.autograd.Function):
-    """token_logps whose logits are made once: d log p_t / d h_t (N, H), and Σ_t d log p_t / d w of each weight, are kept
-    from the forward and only scaled. With weights, the sum is the one output whose gradient they give."""
+    """token_logps whose logits are made once: the forward keeps d log p_t / d h_t (N, H), and Σ_t d log p_t / d w of
+    each weight, and the backward scales them. With weights, only the sum has a gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Any, chunk: int, summed: bool, *weights: Tensor):
@@ -143,9 +156,7 @@ class _LogpsOnce(torch.autograd.Function):
             found = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             logps.append(found.gather(1, ids)[:, 0])
             slope = found.exp_().neg_().scatter_add_(1, ids, torch.ones_like(ids, dtype=found.dtype))  # 1 - p, or -p
-            made, *grads = torch.autograd.grad(
-                logits, (states, *weights), slope.to(logits.dtype), allow_unused=True
-            )
+            made, *grads = torch.autograd.grad(logits, (states, *weights), slope.to(logits.dtype), allow_unused=True)
             slopes.append(made)
             for i, grad in enumerate(grads):  # None where a weight has no part in the logits
                 if grad is not None:
@@ -158,10 +169,8 @@ class _LogpsOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         slopes, *sums = ctx.saved_tensors
-        by_state = (grad[..., None] * slopes).to(slopes.dtype)
-        return by_state, None, None, None, None, *(
-            total if total is None else (grad * total).to(total.dtype) for total in sums
-        )
+        scaled = [total if total is None else (grad * total).to(total.dtype) for total in sums]
+        return (grad[..., None] * slopes).to(slopes.dtype), None, None, None, None, *scaled
 
 
 class _Decoded:

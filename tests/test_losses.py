@@ -142,6 +142,16 @@ def test_logits_are_made_once_where_a_sum_is_asked(monkeypatch):
     assert len(made) == 3
 
 
+def test_in_fp16_small_gradients_get_their_factor_first():
+    """A token of p = 1e-8, which fp16 rounds to 0: a factor of 2^16 saves its gradient only if it comes before."""
+    states = torch.ones(1, 1, requires_grad=True)
+    head = torch.tensor([[0.0], [-18.4]], requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        total = token_logps(lambda s: s @ head.T, states, torch.zeros(1, dtype=torch.long), 1, [head], summed=True)
+    (65536 * total).backward()
+    assert head.grad[1].item() / 65536 == pytest.approx(-math.exp(-18.4), rel=0.05)
+
+
 def test_without_labels_the_model_answers_as_before():
     model = make_llama(VOCABULARY)
     ids = torch.tensor([[5, 6, 7]])

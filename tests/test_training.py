@@ -225,7 +225,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, obj
         pass
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        from alignment.trainers import History
+        from alignment.history import History
 
         written = History.on_log
         patch.setattr(
