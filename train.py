@@ -170,10 +170,6 @@ def main(args: argparse.Namespace) -> None:
         model = load_model(args, template, train_args)
         trainer = build_trainer(args, train_args, model, template, sets)
         train_and_save(args, trainer, template, row_counts, say)
-    except UserError:
-        if RANK:  # the first rank says it, once
-            sys.exit(2)
-        raise
     except KeyboardInterrupt:
         say(f"\ninterrupted; if {args.output_dir} has checkpoints, --resume_from_checkpoint True goes on from the last")
         sys.exit(130)

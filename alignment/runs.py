@@ -67,7 +67,16 @@ class ArgumentParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is none of {choices}{nearest(str(value), action.choices)}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        refuse(f"{self.prog}: error: {message}")
+
+
+def refuse(line: str) -> NoReturn:
+    """Exit with code 2 and this line. Of processes that torchrun started the first says it, the others wait for it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    else:
+        time.sleep(5)  # torchrun stops all once one has ended
+    sys.exit(2)
 
 
 def boolean(text: str) -> bool:
@@ -103,8 +112,7 @@ def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.N
     try:
         main(parse_args())
     except UserError as error:
-        print(f"{script}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"{script}: error: {error}")
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -196,9 +196,7 @@ class AlignmentTrainer(Trainer):
     def share(self, dataset: Items) -> list[list[int]]:
         """This rank's batches of a whole pass without order; every rank has as many, fillers where one is short."""
         lengths = [longest(item, self.packed) for item in dataset.items]
-        width = 1 if self.packed else len(dataset.items[0])
-        budget = max(lengths) * width * self.args.per_device_eval_batch_size // width
-        batches = list(budgeted_batches(lengths, budget))
+        batches = list(budgeted_batches(lengths, max(lengths) * self.args.per_device_eval_batch_size))
         batches += [[~batches[-1][-1]] for _ in range(-len(batches) % self.args.world_size)]
         return batches[self.args.process_index :: self.args.world_size]
 

@@ -74,6 +74,9 @@ def test_a_users_mistake_an_interrupt_and_a_reader_that_left(tmp_path):
 
     assert (call("user").returncode, call("user").stderr) == (2, "script.py: error: row 3 is bad\n")
     assert call("interrupt").returncode == 130 and "goes on from here" in call("interrupt").stderr
+    of_torchrun = {"PYTHONPATH": ".", "RANK": "1"}
+    second = subprocess.run([sys.executable, script, "user"], capture_output=True, text=True, env=of_torchrun)
+    assert (second.returncode, second.stderr) == (2, "")  # the first rank says it
     left = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} {script} user | true"],
         capture_output=True, text=True, env={"PYTHONPATH": "."},
