@@ -2,7 +2,7 @@
 
     python benchmarks/cut_step.py --base_model saved_models/SmolLM2-135M-Instruct \\
         --data_path data/iter/train-alpaca-sample-iter1.json
-    python benchmarks/cut_step.py ... --llama_7b_shapes --peak_tflops 989      # one GPU, random weights
+    python benchmarks/cut_step.py ... --llama_7b_shapes      # one GPU, random weights, bf16
 
 Each way runs in a process of its own on the same rows: LoRA as released, forward, backward and AdamW of whole steps.
 The released way is a plain writing of it from its description (docs/cut.md, C4, C6, C21): judged and plain lines padded
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from alignment.runs import ArgumentParser, number, run, table
+from benchmarks.sft_memory import utilisation
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -39,7 +40,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--steps", type=number(int, 1), default=2, help="steps that are timed, after one that is not")
     parser.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="default: 0.05, released")
     parser.add_argument("--llama_7b_shapes", action="store_true", help="random weights in bf16 instead of the model's")
-    parser.add_argument("--peak_tflops", type=number(float, 0, above=True), help="the GPU's, to print its utilisation")
     parser.add_argument("--way", choices=("released", "ours"), help="run one way here and print its numbers as JSON")
     return parser.parse_args(argv)
 
@@ -206,10 +206,9 @@ def main(args: Namespace) -> None:
     memory = found["ours"]["peak"] / found["released"]["peak"]
     busy = found["released"]["cpu_seconds"] / found["ours"]["cpu_seconds"]  # other work on the machine moves it less
     print(f"ours / released: {ratio:.2f} x real tokens/s ({busy:.2f} x per CPU second), {memory:.2f} x peak GiB")
-    if args.peak_tflops:
-        # LoRA: 2 FLOPs a weight forward and 2 backward to the inputs; a pass for detection is not counted as useful.
-        for way, rate in rates.items():
-            print(f"{way}: {4 * found[way]['weights'] * rate / args.peak_tflops / 1e12:.1%} model FLOPs utilisation")
+    # LoRA: 2 FLOPs a weight forward and 2 backward to the inputs; a pass for detection is not counted as useful
+    flops = 4 * found["ours"]["weights"] * rates["ours"]
+    print(f"ours: {utilisation(flops, 'bfloat16' if args.llama_7b_shapes else 'float32')}")
 
 
 if __name__ == "__main__":

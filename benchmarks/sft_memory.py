@@ -28,6 +28,7 @@ SHAPES = {
     "8b": dict(vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
                num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192),
 }  # fmt: skip  # Llama 2 7B, Llama 3 8B
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the makers' data sheets
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -86,6 +87,19 @@ def load_model(args: argparse.Namespace, kind: str):
 def clock_of(model):
     """Wall time on a GPU; on a CPU the processor time of this process, which other work on the machine leaves alone."""
     return time.perf_counter if model.device.type == "cuda" else time.process_time
+
+
+def utilisation(flops: float, dtype: str) -> str:
+    """Model FLOPs utilisation, of so many useful FLOPs a second on this machine's GPU, in words."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "model FLOPs utilisation not measured: no GPU here"
+    name = torch.cuda.get_device_name()
+    peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    if peak is None or dtype != "bfloat16":
+        return f"model FLOPs utilisation is known for bfloat16 on {', '.join(PEAK_FLOPS)} only; this is {dtype}, {name}"
+    return f"model FLOPs utilisation {flops / peak:.1%} of {name}"
 
 
 def measure(args: argparse.Namespace) -> dict:

@@ -22,7 +22,13 @@ draw = random.Random(0)
 words = lambda: " ".join(draw.choice("alpha beta gamma delta".split()) for _ in range(draw.randint(5, 200)))
 pairs = [{"prompt": words(), "chosen": words() + "!", "rejected": words() + "?"} for _ in range(256)]
 json.dump(pairs, open(sys.argv[1] + "/pairs.json", "w"))
+turn = "\n\nHuman: {prompt}\n\nAssistant: {reply}"
+both = [{key: turn.format(prompt=p["prompt"], reply=p[key]) for key in ("chosen", "rejected")} for p in pairs]
+judged = [{"instruction": p["prompt"], "output": p["chosen"], "judgment": words() if n % 5 else None}
+          for n, p in enumerate(pairs)]
 json.dump([{"input": p["prompt"], "output": p["chosen"]} for p in pairs], open(sys.argv[1] + "/sft.json", "w"))
+json.dump([row | {"type": "other"} for row in both], open(sys.argv[1] + "/hhh.json", "w"))
+json.dump(judged, open(sys.argv[1] + "/judged.json", "w"))
 PY
 
 # Each run ends with its own proof: the saved model is loaded by a fresh process and gives the trained model's values.
@@ -72,10 +78,13 @@ fi
 # Speed: each prints its ratio and its target.
 $PYTHON benchmarks/reward_model.py --model_name_or_path "$MODEL" --pairs 128 --dtype bfloat16
 $PYTHON benchmarks/sft_memory.py --model_name_or_path "$MODEL" --dtype bfloat16 --batch_size 8
+$PYTHON benchmarks/hhh.py --model_name_or_path "$MODEL" --data_path "$WORK/hhh.json" --limit 221 --dtype bfloat16
+$PYTHON benchmarks/cut_step.py --base_model "$MODEL" --data_path "$WORK/judged.json"
 MEMORY=$($PYTHON -c "import torch; print(torch.cuda.get_device_properties(0).total_memory >> 30)")
 if [ "$MEMORY" -ge 75 ]; then
     $PYTHON benchmarks/reward_model.py --shape 7b --dtype bfloat16 --flat 1024 --pairs 16 --batch_size 4
     $PYTHON benchmarks/sft_memory.py --shape 8b --dtype bfloat16 --batch_size 8
+    $PYTHON benchmarks/cut_step.py --llama_7b_shapes --base_model "$MODEL" --data_path "$WORK/judged.json"
 else
     echo "left out: 7B shapes need 80 GB"
 fi
