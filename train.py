@@ -49,6 +49,7 @@ SAME_NAME = (  # ours and TrainingArguments'
     "lr_scheduler_type", "optim", "seed", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
     "logging_steps", "report_to",
 )  # fmt: skip
+UNSHARDED_OPTIMISERS = ("bnb", "adamw_8bit", "paged", "lion", "ademamix", "adafactor")  # no DTensor goes into these
 RANK = int(os.environ.get("RANK", 0))
 
 
@@ -98,7 +99,7 @@ def build_parser() -> ArgumentParser:
     flag("--warmup_ratio", type=number(float, 0, 1), help="share of steps; default 0.03 sft and reward (ALMoST)")
     flag("--warmup_steps", type=share, help="steps; default 10 dpo and orpo (Janus)")
     flag("--lr_scheduler_type", default="cosine", help="default cosine")
-    flag("--optim", default="adamw_torch", help="default adamw_torch; Janus: adamw_bnb_8bit")
+    flag("--optim", default="adamw_torch", help="default adamw_torch; Janus: adamw_bnb_8bit (not under --fsdp)")
     flag("--seed", type=int, default=42, help="of the head's weights, the order of rows, --control; default 42")
     # logs, evaluation, checkpoints
     flag("--evaluation_strategy", "--eval_strategy", default="no", choices=("no", "steps", "epoch"), help="default no")
@@ -270,6 +271,11 @@ def translate_fsdp(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
         return {}, [f"{shown} -> left out: there is one process, and nothing to shard over"]
     if not can_shard():
         return {}, [f"{shown} -> left out: there is no CUDA device; processes share gradients over gloo"]
+    if any(name in args.optim for name in UNSHARDED_OPTIMISERS):
+        raise UserError(
+            f"--optim {args.optim} cannot step weights that FSDP shards; give adamw_torch, or adamw_torch_8bit, "
+            "which needs the package torchao"
+        )
     config: dict[str, Any] = {
         "version": 2,
         "reshard_after_forward": "shard_grad_op" not in words,

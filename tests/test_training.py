@@ -369,6 +369,17 @@ def test_mistakes_on_the_command_line(flags, message, capsys):
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"])
+def test_an_optimiser_that_cannot_step_shards_is_refused(data, model_folder, monkeypatch, optim):
+    monkeypatch.setattr(train, "can_shard", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    args = train.parse_args(argv(data, model_folder, "sft", fsdp="full_shard", optim=optim))
+    with pytest.raises(UserError, match=f"--optim {optim} cannot step weights that FSDP shards; give adamw_torch"):
+        train.translate_fsdp(args)
+    args.optim = "adamw_torch_8bit"
+    assert train.translate_fsdp(args)[0]["fsdp"]
+
+
 def test_flags_of_transformers_pass():
     base = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
     args = train.parse_args([*base, "--adam-beta2", "0.95", "--max_grad_norm=0.5"])
