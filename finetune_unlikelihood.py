@@ -335,9 +335,11 @@ def main(args: Namespace) -> None:
 
     from transformers import AutoTokenizer, set_seed
 
+    from alignment.history import check_reports
     from alignment.judged import encode_rows, load_templates
     from alignment.judging import read_judgments
 
+    check_reports([args.report_to])
     set_seed(args.seed)
     read = [row | {"row": number} for number, row in enumerate(read_judgments(args.data_path)[: args.limit])]
     check_kinds(read, args)

@@ -229,7 +229,10 @@ def training_arguments(args: argparse.Namespace, say):
     from transformers import TrainingArguments
     from transformers.utils import logging
 
+    from alignment.history import check_reports
+
     logging.set_verbosity_error()
+    check_reports(args.report_to)
     values = {name: getattr(args, name) for name in SAME_NAME if getattr(args, name) is not None}
     values |= dict(output_dir=str(args.output_dir), eval_strategy=args.evaluation_strategy, disable_tqdm=True,
                    remove_unused_columns=False, logging_nan_inf_filter=False,

@@ -1,4 +1,5 @@
-"""What a training run shows and leaves: a bar on the terminal, history.jsonl and history.png in its folder.
+"""What a training run shows and leaves: a bar on the terminal, history.jsonl and history.png in its folder, and what
+--report_to names.
 
 Each line of history.jsonl is what Trainer logged at a step: {"step", "epoch", "loss", "learning_rate", "grad_norm"},
 and what the objective adds to them.
@@ -12,6 +13,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+from transformers.integrations import get_available_reporting_integrations
+
+from alignment.runs import UserError
+
+
+def check_reports(names: Sequence[str]) -> None:
+    """Raise UserError where --report_to names what transformers does not know, or what is not installed."""
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in ("none", "all", *installed):
+            here = ", ".join(installed) or "nothing"
+            raise UserError(f"--report_to {name}: transformers knows no such report, or it is not installed; {here} is")
 
 
 class History(TrainerCallback):

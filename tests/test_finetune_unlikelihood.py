@@ -393,6 +393,7 @@ def without(row, key):
         (ROWS, ["--method", "mle", "--legacy_loss", "True"], "belong to --method cut"),
         (ROWS, ["--resume_from_checkpoint", "True"], "has no checkpoint yet"),
         (ROWS, ["--val_set_size", "10"], "leaves none of 10 rows"),
+        (ROWS, ["--report_to", "tensorbored"], "--report_to tensorbored: transformers knows no such report"),
         (ROWS, ["--base_model", "./nowhere"], "model ./nowhere does not exist"),
         (ROWS, ["--data_path", "nowhere.json"], "does not exist"),
     ],

@@ -242,6 +242,14 @@ def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, obj
         assert torch.equal(tensor, weights(data / "out")[name]), name
 
 
+def test_report_to_gets_what_is_logged(quick, data, model_folder, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(data / "board"))
+    go(data, model_folder, "reward", report_to="tensorboard")
+    (events,) = (data / "board").glob("events*")
+    for name in (b"train/loss", b"train/accuracy", b"train/margin", b"train/tokens_per_second"):
+        assert name in events.read_bytes()
+
+
 def test_the_same_run_again_is_found_finished(quick, data, model_folder, capsys):
     go(data, model_folder, "sft")
     before = (data / "out" / "model.safetensors").stat().st_mtime_ns
@@ -342,6 +350,7 @@ def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
         ("sft", {"lora_r": 2, "lora_target_modules": "nothing"}, "lora_target_modules"),
         ("sft", {"lora_r": 2, "load_in_8bit": True}, "--load_in_8bit needs bitsandbytes"),
         ("sft", {"learning_rate": 1e30}, "not finite at step 2, rows"),
+        ("sft", {"report_to": "tensorbored"}, "--report_to tensorbored: transformers knows no such report"),
     ],
 )
 def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, message, monkeypatch):
