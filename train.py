@@ -425,7 +425,7 @@ def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict
     if args.objective == "dpo":
         add_references(args, trainer)
     trainer.train(resume_from_checkpoint=checkpoint(args))
-    final = trainer.evaluate() if args.eval_data_path else {}
+    final = evaluated(trainer) if args.eval_data_path else {}
     reward = args.objective == "reward"
     trainer.round_weights()
     if args.normalize_reward:
@@ -451,6 +451,14 @@ def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict
             if name in ("loss", "accuracy", "margin") or name.startswith("eval_")))  # fmt: skip
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+
+
+def evaluated(trainer) -> dict[str, float]:
+    """The metrics of the model as trained: those of the last step, where it was evaluated then."""
+    state = trainer.state
+    done = [line for line in state.log_history if "eval_loss" in line and line["step"] == state.global_step]
+    found = done[-1] if done else trainer.evaluate()
+    return {name: value for name, value in found.items() if name.startswith("eval_")}
 
 
 def checkpoint(args: argparse.Namespace) -> str | None:

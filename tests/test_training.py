@@ -150,7 +150,7 @@ def test_every_objective_learns_and_saves(quick, data, model_folder, objective, 
     )  # fmt: skip
     losses = history(folder)
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.06
-    assert len(history(folder, "eval_loss")) == 11 and history(folder, "tokens_per_second")
+    assert len(history(folder, "eval_loss")) == 10 and history(folder, "tokens_per_second")
     assert (folder / "history.png").stat().st_size > 1000
     card = json.loads((data / "out.run.json").read_text())
     assert card["counts"]["check"]["agrees"] and card["counts"]["rows"]["train"]["kept"] == 21
@@ -240,6 +240,39 @@ def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, obj
     assert history(data / "out") == history(whole)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(data / "out")[name]), name
+
+
+def test_limit_steps_and_adapter_flags(quick, data, model_folder):
+    folder = go(
+        data, model_folder, "sft", limit=9, max_steps=3, eval_data_path=data / "sft.json", eval_strategy="steps",
+        eval_steps=2, save_strategy="steps", save_steps=1, save_total_limit=2, attn_implementation="eager",
+        lora_r=2, lora_alpha=7, lora_dropout=0.25, lora_target_modules="q_proj v_proj",
+    )  # fmt: skip
+    assert len(history(folder)) == 3 and len(history(folder, "eval_loss")) == 2  # at step 2, and at the last
+    assert json.loads((data / "out.run.json").read_text())["counts"]["rows"]["train"]["kept"] == 9
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (2, 7, 0.25)
+    assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
+
+
+def test_weights_of_loss_terms(quick, data, model_folder):
+    """ORPO without its odds ratio is supervised training on the chosen responses; DPO of beta 0 learns nothing."""
+    supervised = history(go(data, model_folder, "sft", name="sft"))
+    assert history(go(data, model_folder, "orpo", name="orpo", orpo_alpha=0)) == pytest.approx(supervised, rel=1e-5)
+    still = go(data, model_folder, "dpo", name="dpo", beta=0)
+    assert history(still) == pytest.approx([math.log(2)] * 3) and history(still, "margin") == [0, 0, 0]
+
+
+def test_the_seed_is_of_the_head_and_of_the_order(quick, data, model_folder):
+    losses = [history(go(data, model_folder, "reward", name=f"{n}", seed=seed)) for n, seed in enumerate((1, 1, 2))]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_fp16(quick, data, model_folder):
+    folder = go(data, model_folder, "sft", fp16=True, num_train_epochs=4, learning_rate=1e-2)
+    assert history(folder)[-1] < history(folder)[0] - 0.06
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float16}
 
 
 def test_report_to_gets_what_is_logged(quick, data, model_folder, monkeypatch):
