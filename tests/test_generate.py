@@ -58,6 +58,21 @@ def test_checkpoint_folder_greedy_and_twice(tmp_path, model_folder, data, capsys
     assert rows[1]["output"] == tokenizer.decode(reply, skip_special_tokens=True).strip()
 
 
+def test_sampling_flags(tmp_path, model_folder, data):
+    """Temperature draws and the seed decides; a top-p of next to nothing leaves the likeliest token, as greedy does.
+    How many are in flight changes nothing."""
+
+    def outputs(name, *more):
+        fixed = ["--base_model_name_or_path", model_folder, "--backend", "hf", "--data_path", data]
+        respond(*fixed, "--max_new_tokens", 8, "--output_file", tmp_path / f"{name}.json", *more)
+        return [row["output"] for row in json.loads((tmp_path / f"{name}.json").read_text())]
+
+    greedy, drawn = outputs("greedy"), outputs("drawn", "--temperature", 2)
+    assert drawn != greedy and drawn != outputs("other", "--temperature", 2, "--seed", 7)
+    assert outputs("narrow", "--temperature", 1, "--top_p", 1e-6) == greedy
+    assert outputs("single", "--temperature", 2, "--batch_size", 1) == drawn
+
+
 def test_interrupted_run_goes_on(tmp_path, data, monkeypatch):
     """What was finished before the interrupt is in the journal and is not asked for again."""
     from alignment.generation import SimulatedEngine

@@ -77,6 +77,25 @@ def test_a_policy_in_batches_is_the_policy_alone(rows, model_folder, tmp_path):
             assert scores == pytest.approx(model(ids).logits[0, -1].softmax(-1)[letters].tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_limit_length_and_precision(rows, model_folder, tmp_path, dtype):
+    """Three items, of whose texts the last 40 tokens are read, by a model of that precision."""
+    words = ["--data_path", rows, "--model_name_or_path", model_folder, "--limit", "3", "--max_length", "40",
+             "--dtype", dtype, "--output_path", tmp_path / "result.json"]  # fmt: skip
+    run_evaluation.main(run_evaluation.parse_args(list(map(str, words))))
+    items = json.loads((tmp_path / "result.json").read_text())["items"]
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    letters = tokenizer("AB")["input_ids"]
+    assert len(items) == 3
+    for item, pair in zip(items, read_comparisons(rows), strict=False):
+        ids = torch.tensor([tokenizer(question(pair, False) + " ")["input_ids"][-40:]])
+        alone = model(ids).logits[0, -1].float().softmax(-1)[letters].tolist()
+        assert item["scores"][0] == pytest.approx(alone, rel=1e-4 if dtype == "float32" else 1e-2)
+
+
 def test_a_reward_model(rows, tmp_path, tokenizer, llama, capsys):
     """r(chosen) > r(rejected) as transformers scores them one by one; the table has every type."""
     model = AutoModelForSequenceClassification.from_config(llama.config.__class__(
