@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from alignment.adapters import quantised
-from alignment.generation import check_model
+from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
 from alignment.runs import (
     ArgumentParser,
     UserError,
@@ -161,7 +161,6 @@ def check_target_modules(model, names: list[str]) -> None:
 def load_model(args: Namespace):
     """The base, speaking log-probabilities, under LoRA or all of it trainable."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from alignment.adapters import quantisation
     from alignment.losses import speak_logps
@@ -171,7 +170,7 @@ def load_model(args: Namespace):
     device = {"": int(os.environ.get("LOCAL_RANK", 0)) if on_gpu else "cpu"}
     settings = {"dtype": dtype, "device_map": device}
     settings |= quantisation(quantised(args), str(dtype).removeprefix("torch."))
-    model = speak_logps(AutoModelForCausalLM.from_pretrained(args.base_model, **settings))
+    model = speak_logps(load_pretrained("AutoModelForCausalLM", args.base_model, **settings))
     model.config.use_cache = False
     if args.full_finetuning:
         return model
@@ -333,7 +332,7 @@ def main(args: Namespace) -> None:
     given = Namespace(**vars(args))  # for the run card, before anything is settled
     check_arguments(args)
 
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
     from alignment.history import check_reports
     from alignment.judged import encode_rows, load_templates
@@ -344,7 +343,7 @@ def main(args: Namespace) -> None:
     read = [row | {"row": number} for number, row in enumerate(read_judgments(args.data_path)[: args.limit])]
     check_kinds(read, args)
     rows, eval_rows = held_out(downsampled(read, args.downsample, args.seed), args.val_set_size, args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.base_model)
+    tokenizer = load_tokenizer(args.base_model)
     templates = load_templates(args.prompt_template_name, tokenizer)
     encoded, eval_encoded = (encode_rows(part, args.method, templates, args.cutoff_len) for part in (rows, eval_rows))
     describe_cuts(encoded, rows, args.cutoff_len)

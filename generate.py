@@ -16,11 +16,11 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
+from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
 from alignment.generation import (
     Request,
     Sampling,
     add_engine_arguments,
-    check_model,
     engine_from,
     generate,
     record_seed,
@@ -28,7 +28,7 @@ from alignment.generation import (
 from alignment.journal import Journal
 from alignment.judging import read_instructions
 from alignment.records import json_list, write_whole
-from alignment.rendering import CHOICES, load_tokenizer, rendering_from
+from alignment.rendering import CHOICES, rendering_from
 from alignment.runs import (
     ArgumentParser,
     UserError,
@@ -146,14 +146,14 @@ def respond(args: Namespace) -> None:
 def chat(args: Namespace) -> None:
     """Read a line, stream the reply, remember both where the template holds several turns."""
     import torch
-    from transformers import AutoModelForCausalLM, TextStreamer
+    from transformers import TextStreamer
 
     check_model(args.model_name_or_path)
     tokenizer = load_tokenizer(args.model_name_or_path)
     args.backend = "hf"
     rendering = rendering_from(args, "alpaca")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype="auto").to(device).eval()
+    model = load_pretrained("AutoModelForCausalLM", args.model_name_or_path, dtype="auto").to(device).eval()
     sampled = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     turns, remembers = [], rendering.name not in ("alpaca", "raw")
     torch.manual_seed(args.seed)

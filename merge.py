@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.adapters import check_base, fingerprint, quantisation
-from alignment.generation import check_model
+from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
 from alignment.runs import ArgumentParser, UserError, check_output_dir, run, run_card_path, sha256, write_run_card
 
 # Root mean square of the logits' difference over that of the logits. Rounding merged weights to half precision costs
@@ -59,14 +59,12 @@ def is_done(output_dir: Path, made_of: dict) -> bool:
 
 def load_base(name: str, device: str, quantised: str | None):
     """The base as it was trained on: (what to compare with, what to merge into), one model where unquantised."""
-    from transformers import AutoModelForCausalLM
-
     if quantised is None:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map=device)
+        model = load_pretrained("AutoModelForCausalLM", name, dtype="auto", device_map=device)
         return model, model
     bits = quantisation(quantised)
-    load = lambda: AutoModelForCausalLM.from_pretrained(name, device_map=device, **bits)  # noqa: E731
-    return load(), load().dequantize()
+    trained, plain = (load_pretrained("AutoModelForCausalLM", name, device_map=device, **bits) for _ in range(2))
+    return trained, plain.dequantize()
 
 
 def probe_logits(model):
@@ -107,11 +105,9 @@ def merge(base: str, adapter: Path, device: str, quantised: str | None):
 
 def save_checked(model, tokenizer, folder: Path, wanted, tolerance: float, device: str) -> float:
     """Save, load again, compare; the error, or UserError with nothing left in `folder`'s place."""
-    from transformers import AutoModelForCausalLM
-
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device)
+    saved = load_pretrained("AutoModelForCausalLM", folder, dtype="auto", device_map=device)
     error = relative_error(probe_logits(saved), wanted)
     if error > tolerance:
         raise UserError(f"merged logits are off base + adapter by {error:.2g}, more than {tolerance:.2g}; not saved")
@@ -127,11 +123,9 @@ def main(args: Namespace) -> None:
         print(f"{args.output_dir} already holds this merge; nothing to do")
         return
 
-    from transformers import AutoTokenizer
-
     model, wanted = merge(args.base_model_name_or_path, args.peft_model_path, args.device, quantised)
     has_tokenizer = (args.peft_model_path / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(args.peft_model_path if has_tokenizer else args.base_model_name_or_path)
+    tokenizer = load_tokenizer(args.peft_model_path if has_tokenizer else args.base_model_name_or_path)
     precision = str(model.dtype).removeprefix("torch.")
 
     temporary = args.output_dir.with_name(f".{args.output_dir.name}.tmp")

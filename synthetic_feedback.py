@@ -21,12 +21,12 @@ from itertools import islice
 from pathlib import Path
 
 from alignment import prompts, records
+from alignment.checkpoints import check_model
 from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
 from alignment.generation import (
     Request,
     Sampling,
     add_engine_arguments,
-    check_model,
     engine_from,
     generate,
     record_seed,

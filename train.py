@@ -92,8 +92,8 @@ def build_parser() -> ArgumentParser:
     flag("--fp16", **switch, help="compute in fp16")
     flag("--tf32", type=boolean, nargs="?", const=True, help="TF32 matrix products, where CUDA has them")
     # optimiser
-    flag("--num_train_epochs", type=share, help="default 3 sft, 1 reward, 2 dpo and orpo")
-    flag("--max_steps", type=int, default=-1, help="stop after N steps; default -1: by epochs")
+    flag("--num_train_epochs", type=number(float, 0, above=True), help="default 3 sft, 1 reward, 2 dpo and orpo")
+    flag("--max_steps", type=positive, default=-1, help="stop after N steps; default -1: by epochs")
     flag("--learning_rate", type=share, help="default 2e-5 sft and reward, 5e-7 dpo, 5e-6 orpo")
     flag("--weight_decay", type=share, help="default 0.1 reward, 0 else")
     flag("--warmup_ratio", type=number(float, 0, 1), help="share of steps; default 0.03 sft and reward (ALMoST)")
@@ -200,14 +200,15 @@ def finished_before(args: argparse.Namespace) -> bool:
 def load_data(args: argparse.Namespace, say):
     """The template, items of "train" and "eval", and counts by reason for the run card."""
     from alignment.batches import encode_examples
-    from alignment.reward_model import load_tokenizer
+    from alignment.checkpoints import check_model, training_tokenizer
     from alignment.templates import load_template
 
+    check_model(args.model_name_or_path)
     sets, row_counts = {}, {}
     examples = {"train": read_examples(args.data_path, args.objective, args.limit)}
     if args.eval_data_path:
         examples["eval"] = read_examples(args.eval_data_path, args.objective, args.limit)
-    tokenizer = load_tokenizer(args.model_name_or_path, args.cache_dir)
+    tokenizer = training_tokenizer(args.model_name_or_path, args.cache_dir)
     template = load_template(args.template, tokenizer)
     for name, read in examples.items():
         kept, dropped = usable(read)
@@ -301,9 +302,11 @@ def can_shard() -> bool:
 
 def layer_class(args: argparse.Namespace) -> list[str] | None:
     """The layer to wrap: the one asked for where the model has it, else the model's own (a Mistral is no Llama)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir)
+    from alignment.checkpoints import load_pretrained
+
+    config = load_pretrained("AutoConfig", args.model_name_or_path, cache_dir=args.cache_dir)
     own = list(AutoModelForCausalLM._model_mapping[type(config)]._no_split_modules or [])
     asked = args.fsdp_transformer_layer_cls_to_wrap
     return [asked] if asked in own else own or None
@@ -312,16 +315,16 @@ def layer_class(args: argparse.Namespace) -> list[str] | None:
 def load_model(args: argparse.Namespace, template, train_args):
     """The model to train: with one label for a reward model, speaking log-probabilities else; LoRA around it."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+    from transformers import set_seed
 
     from alignment.adapters import quantisation
+    from alignment.checkpoints import fit_embeddings, load_pretrained
     from alignment.losses import speak_logps
-    from alignment.reward_model import fit_embeddings
     from alignment.unpadding import unpad
 
     set_seed(args.seed)
     reward = args.objective == "reward"
-    kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    kind = "AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM"
     kwargs: dict[str, Any] = dict(cache_dir=args.cache_dir, dtype=torch.float32)
     kwargs |= {"num_labels": 1} if reward else {}
     kwargs |= {"attn_implementation": args.attn_implementation} if args.attn_implementation else {}
@@ -330,10 +333,7 @@ def load_model(args: argparse.Namespace, template, train_args):
     if quantised(args):
         kwargs |= quantisation(quantised(args), "bfloat16" if args.bf16 else "float32")
         kwargs |= {"device_map": {"": train_args.device}}
-    try:
-        model = kind.from_pretrained(args.model_name_or_path, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {args.model_name_or_path}: {str(error).splitlines()[0]}") from error
+    model = load_pretrained(kind, args.model_name_or_path, **kwargs)
     fit_embeddings(model, template.tokenizer)
     model.config.use_cache = False
     model.config.prompt_template = template.name

@@ -7,6 +7,7 @@ Text half, which imports neither torch nor vllm:
     templates.py     a row -> prompt text and ids, one object per template, in training and inference alike
     rendering.py     a row -> the text that an engine continues, and where it should stop
     generation.py    prompts -> texts: vllm | hf | openai | simulated, behind one function
+    checkpoints.py   models and tokenizers from a folder or the hub
     journal.py       finished requests on disk: crash, resume, exactly once
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
     filters.py       is this one text worth keeping?  One predicate a rule, each with a reason

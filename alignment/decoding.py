@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignment.checkpoints import load_pretrained, load_tokenizer
 from alignment.generation import Reply, Request, Sampling, model_identity
-from alignment.runs import UserError
 
 TOKEN_BUDGET = 32_768  # prompt and reply tokens in flight, without the shared prefix
 MIN_SHARED = 32  # a shorter common prefix isn't worth its own pass
@@ -100,14 +100,10 @@ class HfEngine:
         placement = {"device_map": "auto"} if cuda and self._n_gpu > 1 else {}
         AttentionInterface.register("shared_prefix", self._attend)
         AttentionMaskInterface.register("shared_prefix", sdpa_mask)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self._name, cache_dir=self._cache_dir)
-            self._model = AutoModelForCausalLM.from_pretrained(
-                self._name, cache_dir=self._cache_dir, dtype="auto" if cuda else torch.float32, **placement
-            ).eval()
-        except (OSError, ValueError) as error:  # what transformers raises for a name that neither disk nor hub has
-            raise UserError(f"model {self._name}: {str(error).splitlines()[0]}") from None
-        if cuda and not placement:
+        self.tokenizer = load_tokenizer(self._name, self._cache_dir)
+        placement |= {"cache_dir": self._cache_dir, "dtype": "auto" if cuda else torch.float32}
+        self._model = load_pretrained("AutoModelForCausalLM", self._name, **placement).eval()
+        if cuda and "device_map" not in placement:
             self._model.cuda()
         config = self._model.config.get_text_config()
         self._context = getattr(config, "max_position_embeddings", None) or 1 << 20

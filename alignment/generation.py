@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
+from alignment.checkpoints import check_model
 from alignment.journal import Journal, key
 from alignment.runs import Progress, UserError, boolean, number
 
@@ -124,18 +125,6 @@ def engine_from(args: Namespace) -> Engine:
     from alignment.decoding import HfEngine
 
     return HfEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.batch_size)
-
-
-def check_model(name: str) -> None:
-    """Raise UserError where `name` is meant as a folder and is none that holds a model. Hub names pass."""
-    path = Path(name).expanduser()
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model {name} has no config.json: it is no model's folder")
-        return
-    is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
-    if not is_hub_name or ("/" in name and path.parent.is_dir()):
-        raise UserError(f"model {name} does not exist")
 
 
 def model_identity(name: str) -> str:

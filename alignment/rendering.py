@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import NamedTuple
 
-from alignment.runs import UserError
+from alignment.checkpoints import load_tokenizer
 from alignment.templates import TEMPLATES, adds_bos, almost_text, alpaca_text, load_template, messages
 
 RAW = "raw"  # the row's text as it is
@@ -42,12 +42,3 @@ def rendering_from(args: Namespace, default: str | None) -> Rendering:
     bos = tokenizer.bos_token if adds_bos(tokenizer) else None
     stop = (*template.stop, template.end) if template.end != tokenizer.eos_token else template.stop
     return Rendering(name, lambda row: template.render(row).removeprefix(bos or ""), stop)
-
-
-def load_tokenizer(name: str):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name} has no tokenizer here: {str(error).splitlines()[0]}") from None

@@ -17,50 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from alignment.batches import Sample, TooLong, budgeted_batches, collate, encode
+from alignment.checkpoints import check_model, fit_embeddings, load_pretrained, training_tokenizer
 from alignment.runs import UserError
 from alignment.templates import Template, load_template
 from alignment.unpadding import unpad
-
-PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-
-
-def load_tokenizer(path: str, cache_dir: str | None = None) -> Any:
-    """A tokenizer with an EOS, and with a padding token that is not EOS. Raises UserError where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=cache_dir)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0]}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {path} has no EOS token")
-    separate_padding(tokenizer)
-    return tokenizer
-
-
-def separate_padding(tokenizer: Any) -> None:
-    """Give the tokenizer a padding token that is neither EOS nor BOS: its own, a spare one it has, or a new <pad>."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
-        return
-    vocabulary = tokenizer.get_vocab()
-    spare = [token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in taken]
-    if spare:
-        tokenizer.pad_token = spare[0]
-    else:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
-
-
-def fit_embeddings(model: nn.Module, tokenizer: Any) -> None:
-    """Room for a token the tokenizer has gained; its row is the mean of the others, as in ALMoST's SFT."""
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                if layer is not None:
-                    layer.weight[-1] = layer.weight[:-1].mean(0)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[nn.Module, Template]:
@@ -68,19 +28,14 @@ def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[
 
     Raises UserError where the folder holds no one-label classifier, or one whose padding is also its EOS.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    tokenizer = load_tokenizer(path)
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if config.num_labels != 1:
-            raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
-        if (Path(path) / "adapter_config.json").exists():
-            model = load_adapter(path, config, tokenizer, dtype)
-        else:
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no reward model in {path}: {str(error).splitlines()[0]}") from None
+    check_model(path)
+    tokenizer, config = training_tokenizer(path), load_pretrained("AutoConfig", path)
+    if config.num_labels != 1:
+        raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
+    if (Path(path) / "adapter_config.json").exists():
+        model = load_adapter(path, config, tokenizer, dtype)
+    else:
+        model = load_pretrained("AutoModelForSequenceClassification", path, dtype=dtype)
     pad, eos = model.config.get_text_config().pad_token_id, tokenizer.eos_token_id
     if pad is None or pad == eos:
         raise UserError(f"reward model {path}: its padding token is its EOS, so no score could be read; train it again")
@@ -90,10 +45,9 @@ def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[
 
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForSequenceClassification
 
     base_path = PeftConfig.from_pretrained(path).base_model_name_or_path
-    base = AutoModelForSequenceClassification.from_pretrained(base_path, num_labels=1, dtype=dtype)
+    base = load_pretrained("AutoModelForSequenceClassification", base_path, num_labels=1, dtype=dtype)
     fit_embeddings(base, tokenizer)
     model = PeftModel.from_pretrained(base, path).merge_and_unload()
     model.config.update({key: getattr(config, key) for key in ("reward_mean", "reward_std") if hasattr(config, key)})

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from alignment.batches import Sample, collate
+from alignment.checkpoints import fit_embeddings, load_pretrained, training_tokenizer
 from alignment.losses import response_logps, row_means, speak_logps
-from alignment.reward_model import batch_rewards, load_tokenizer
+from alignment.reward_model import batch_rewards
 from alignment.reward_model import load as load_reward_model
 
 # Allowed difference, times max(1, |value|). Computing in bf16 moves a reward of SmolLM2-135M by up to 0.13
@@ -41,17 +42,13 @@ def values(model, samples: list[Sample], pad_id: int, kind: str, batch_size: int
 
 
 def load_policy(folder: str, dtype: torch.dtype):
-    from transformers import AutoModelForCausalLM
-
-    from alignment.reward_model import fit_embeddings
-
     if not (Path(folder) / "adapter_config.json").exists():
-        return speak_logps(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype))
+        return speak_logps(load_pretrained("AutoModelForCausalLM", folder, dtype=dtype))
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    fit_embeddings(model, load_tokenizer(folder))
+    model = load_pretrained("AutoModelForCausalLM", base, dtype=dtype)
+    fit_embeddings(model, training_tokenizer(folder))
     return PeftModel.from_pretrained(speak_logps(model), folder)
 
 

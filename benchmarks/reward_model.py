@@ -75,11 +75,11 @@ def load_items(args: argparse.Namespace, vocabulary: int):
     from alignment.batches import Sample, encode_examples
 
     if args.data_path:
-        from alignment.reward_model import load_tokenizer
+        from alignment.checkpoints import training_tokenizer
         from alignment.templates import load_template
         from alignment.training_data import read_examples, usable
 
-        template = load_template("almost", load_tokenizer(args.model_name_or_path))
+        template = load_template("almost", training_tokenizer(args.model_name_or_path))
         examples, _ = usable(read_examples(args.data_path, "reward"))
         items, _ = encode_examples(examples, template, args.model_max_length, cut=True)
         longest = max(len(sample) for item in items for sample in item)
@@ -160,7 +160,7 @@ def trl_seconds(args: argparse.Namespace, model, items) -> float | None:
     import torch
     from transformers import TrainerCallback
 
-    from alignment.reward_model import load_tokenizer
+    from alignment.checkpoints import training_tokenizer
 
     model.config.pad_token_id = 0
     rows = [{"chosen_ids": a.ids, "rejected_ids": b.ids} for a, b in items]
@@ -185,7 +185,7 @@ def trl_seconds(args: argparse.Namespace, model, items) -> float | None:
     )  # fmt: skip
     trainer = RewardTrainer(
         model=model, args=config, train_dataset=datasets.Dataset.from_list(rows), callbacks=[Clock()],
-        processing_class=load_tokenizer(args.model_name_or_path),
+        processing_class=training_tokenizer(args.model_name_or_path),
     )  # fmt: skip
     trainer.train_dataset = trainer.train_dataset.add_column("length", [max(map(len, item)) for item in items])
     trainer.train()

@@ -98,17 +98,14 @@ def reward_scores(args: argparse.Namespace, pairs) -> list[list[float]]:
 def letter_scores(args: argparse.Namespace, pairs) -> list[list[list[float]]]:
     """[[p(A), p(B)] with chosen first, the same with chosen second] of every pair."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from alignment.reward_model import load_tokenizer
+    from alignment.checkpoints import check_model, load_pretrained, training_tokenizer
     from alignment.templates import continuation_ids, load_template
     from alignment.unpadding import unpad
 
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {args.model_name_or_path}: {str(error).splitlines()[0]}") from None
+    check_model(args.model_name_or_path)
+    tokenizer = training_tokenizer(args.model_name_or_path)
+    model = load_pretrained("AutoModelForCausalLM", args.model_name_or_path, dtype=args.dtype).eval()
     unpad(model.to("cuda" if torch.cuda.is_available() else "cpu"))
     spelled = continuation_ids(tokenizer, [f" {letter}" for letter in LETTERS])
     shared = len(os.path.commonprefix(spelled))  # a tokenizer may spell the space apart

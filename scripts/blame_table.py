@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
 
-from alignment.generation import check_model
+from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
 from alignment.judging import read_judgments
 from alignment.runs import ArgumentParser, UserError, number, run, table
 
@@ -88,7 +88,6 @@ def main(args: Namespace) -> None:
 
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from alignment.adapters import check_base
     from alignment.judged import encode_rows, flawed_logps, load_templates
@@ -97,9 +96,10 @@ def main(args: Namespace) -> None:
     for adapter in args.adapters:
         check_base(adapter, args.base_model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(args.base_model)
+    tokenizer = load_tokenizer(args.base_model)
     encoded = encode_rows(rows, "cut", load_templates(args.prompt_template_name, tokenizer), args.cutoff_len)
-    model = speak_logps(AutoModelForCausalLM.from_pretrained(args.base_model, dtype=torch.float32).to(device).eval())
+    base = load_pretrained("AutoModelForCausalLM", args.base_model, dtype=torch.float32)
+    model = speak_logps(base.to(device).eval())
     found = flawed_logps(model, encoded, tokenizer.eos_token_id)
     masks = {row: inappropriate_tokens(each.judged, each.plain, args.threshold) for row, each in found.items()}
     sums = {"base": row_sums({row: each.plain for row, each in found.items()}, masks)}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
 
-from alignment.generation import check_model
+from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
 from alignment.judging import instruction_of, quoted_in, quoted_spans, read_judgments
 from alignment.records import read_text, write_whole
 from alignment.runs import REPOSITORY, ArgumentParser, UserError, check_output_dir, number, run, write_run_card
@@ -88,12 +88,11 @@ def page(rows: list[dict], threshold: float, source: str) -> str:
 
 def load(args: Namespace):
     import torch
-    from transformers import AutoModelForCausalLM
 
     from alignment.losses import speak_logps
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = speak_logps(AutoModelForCausalLM.from_pretrained(args.base_model, dtype="auto").to(device).eval())
+    model = speak_logps(load_pretrained("AutoModelForCausalLM", args.base_model, dtype="auto").to(device).eval())
     if args.peft_model_path:
         from peft import PeftModel
 
@@ -113,11 +112,10 @@ def main(args: Namespace) -> None:
         raise UserError(f"data {args.data_path}: every judgment is null, so nothing is blamed")
 
     import torch
-    from transformers import AutoTokenizer
 
     from alignment.judged import calibrate, encode_rows, flawed_logps, load_templates
 
-    tokenizer = AutoTokenizer.from_pretrained(args.base_model)
+    tokenizer = load_tokenizer(args.base_model)
     encoded = encode_rows(flawed, "cut", load_templates(args.prompt_template_name, tokenizer), args.cutoff_len)
     found = flawed_logps(load(args), encoded, tokenizer.pad_token_id or tokenizer.eos_token_id)
 

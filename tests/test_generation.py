@@ -9,13 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from alignment.checkpoints import check_model
 from alignment.generation import (
     OpenAIEngine,
     Reply,
     Request,
     Sampling,
     SimulatedEngine,
-    check_model,
     generate,
     model_identity,
     record_seed,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 
-from alignment.reward_model import encode_texts, fit_embeddings, load, score, separate_padding
+from alignment.checkpoints import fit_embeddings, separate_padding
+from alignment.reward_model import encode_texts, load, score
 from alignment.runs import UserError
 
 ROWS = [{"prompt": "alpha " * times} for times in (1, 3, 9)]
@@ -88,5 +89,5 @@ def test_a_new_padding_token_gets_the_mean_embedding():
 def test_what_is_no_reward_model(tmp_path, model_folder):
     with pytest.raises(UserError, match="2 labels, not one"):
         load(str(model_folder), device="cpu")
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match="does not exist"):
         load(str(tmp_path / "none"), device="cpu")

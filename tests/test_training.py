@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -375,6 +376,8 @@ def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
     [
         ("dpo", {"data_path": "sft.json"}, "--objective sft would fit"),
         ("reward", {"model_name_or_path": "nowhere"}, "no tokenizer in nowhere"),
+        ("reward", {"model_name_or_path": "./nowhere"}, "model ./nowhere does not exist"),
+        ("sft", {"model_name_or_path": "cut_off"}, "model cut_off: .*header"),
         ("sft", {"template": "chatt"}, "did you mean 'chat'"),
         ("sft", {"model_max_length": 4}, "all 21 rows were dropped: 21 too long"),
         ("sft", {"resume_from_checkpoint": "."}, "is no checkpoint"),
@@ -388,6 +391,8 @@ def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
 )
 def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, message, monkeypatch):
     monkeypatch.chdir(data)
+    shutil.copytree(model_folder, "cut_off")
+    Path("cut_off/model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes()[:1000])
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
     with pytest.raises(UserError, match=message) as error:
         go(data, model_folder, objective, **changes)
