@@ -17,7 +17,7 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
-from alignment.adapters import check_base, fingerprint, quantisation
+from alignment.adapters import check_base, fingerprint, quantisation, with_adapter
 from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
 from alignment.runs import ArgumentParser, UserError, check_output_dir, run, run_card_path, sha256, write_run_card
 
@@ -81,17 +81,6 @@ def relative_error(found, wanted) -> float:
     """Root mean square of the difference over that of what is wanted; inf where anything is not finite."""
     error = ((found - wanted).square().mean() / wanted.square().mean()).sqrt()
     return error.item() if error.isfinite() else float("inf")
-
-
-def with_adapter(model, adapter: Path):
-    """`model` under the adapter. Raises UserError where their shapes differ."""
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"adapter {adapter} does not fit the base: {reason}") from error
 
 
 def merge(base: str, adapter: Path, device: str, quantised: str | None):

@@ -11,6 +11,7 @@ import hashlib
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from alignment.records import read_json, write_whole
 from alignment.runs import UserError
@@ -36,15 +37,18 @@ def fingerprint(name: str) -> str | None:
 
     A checkpoint that LoRA was merged into differs from its base in the first rows of what LoRA changed.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     folder, parts = checkpoint_folder(name), {}
     for path in sorted(folder.glob("*.safetensors")) if folder else []:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (no dict)
-                weight = file.get_slice(key)
-                row = weight[:1] if weight.get_shape() else file.get_tensor(key)
-                parts[key] = f"{key} {weight.get_shape()} {row.flatten().double().numpy().tobytes().hex()}"
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (no dict)
+                    weight = file.get_slice(key)
+                    row = weight[:1] if weight.get_shape() else file.get_tensor(key)
+                    parts[key] = f"{key} {weight.get_shape()} {row.flatten().double().numpy().tobytes().hex()}"
+        except SafetensorError as error:
+            raise UserError(f"model {name}: {path.name} is not whole: {error}") from error
     return hashlib.sha256("\n".join(parts[key] for key in sorted(parts)).encode()).hexdigest() if parts else None
 
 
@@ -68,6 +72,18 @@ def quantisation(bits: str | None, compute_dtype: str = "float32") -> dict:
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
     )  # fmt: skip
     return {"quantization_config": config}
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """`model` under the adapter. Raises UserError where their shapes differ, or the adapter's file is not whole."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"adapter {adapter} does not fit the base: {reason}") from error
 
 
 def write_base_card(adapter: Path, base: str, quantised: str | None) -> None:

@@ -87,9 +87,8 @@ def main(args: Namespace) -> None:
         raise UserError(f"data {args.data_path}: every judgment is null, so that no token is blamed")
 
     import torch
-    from peft import PeftModel
 
-    from alignment.adapters import check_base
+    from alignment.adapters import check_base, with_adapter
     from alignment.judged import encode_rows, flawed_logps, load_templates
     from alignment.losses import inappropriate_tokens, speak_logps
 
@@ -104,7 +103,7 @@ def main(args: Namespace) -> None:
     masks = {row: inappropriate_tokens(each.judged, each.plain, args.threshold) for row, each in found.items()}
     sums = {"base": row_sums({row: each.plain for row, each in found.items()}, masks)}
     for adapter in args.adapters:
-        under = PeftModel.from_pretrained(model, adapter).eval()
+        under = with_adapter(model, adapter).eval()
         sums[adapter.name] = row_sums(plain_logps(under, encoded, tokenizer.eos_token_id), masks)
         model = under.unload()
 

@@ -94,9 +94,9 @@ def load(args: Namespace):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = speak_logps(load_pretrained("AutoModelForCausalLM", args.base_model, dtype="auto").to(device).eval())
     if args.peft_model_path:
-        from peft import PeftModel
+        from alignment.adapters import with_adapter
 
-        model = PeftModel.from_pretrained(model, args.peft_model_path)
+        model = with_adapter(model, args.peft_model_path)
     return model
 
 

@@ -116,6 +116,16 @@ def test_adapter_that_does_not_fit(tmp_path, model_folder, adapter):
         run_merge(model_folder, adapter, tmp_path / "merged")
 
 
+def test_files_that_are_not_whole(tmp_path, model_folder, adapter):
+    parts = ((adapter / "adapter_model", "does not fit the base"), (model_folder / "model", "is not whole"))
+    for path, said in parts:
+        file = path.with_suffix(".safetensors")
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(UserError, match=said):
+            run_merge(model_folder, adapter, tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
 def test_no_adapter(tmp_path, model_folder):
     with pytest.raises(UserError, match="no adapter_config.json"):
         run_merge(model_folder, model_folder, tmp_path / "merged")
