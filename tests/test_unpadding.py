@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignment.batches import Sample, collate_packed
-from alignment.unpadding import BY_ROW, unpad, window_mask
+from alignment.unpadding import BY_ROW, shared_rows, unpad, window_mask
 
 SMALL = dict(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -40,6 +40,16 @@ def batch_of(lengths):
     return {"input_ids": ids * mask, "attention_mask": mask.long()}
 
 
+def tree_of(*rows):
+    """A batch of these rows of single digits, right-padded, digit d as id 10 + d."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[10 + int(digit) for digit in row] + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+TREE = ["123456", "12347", "5", "123489", "123499", "125", "123456", "1234"]  # 37 tokens, 13 of them after other ones
+
+
 def seen_tokens(model):
     """A list that gets the number of tokens that go through the first layer, at each forward."""
     seen = []
@@ -64,6 +74,33 @@ def test_logits_and_gradients_are_those_of_the_padded_batch(name):
     gradients = torch.autograd.grad(found.square().sum(), list(model.parameters()), allow_unused=True)
     for ours, theirs in zip(gradients, wanted, strict=True):
         assert ours is None or torch.allclose(ours, theirs, atol=1e3 * atol)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_rows_begin_with_is_computed_once(name):
+    """A tree of rows, one of them twice: logits and gradients are those of the padded batch."""
+    model, batch = model_of(name), tree_of(*TREE)
+    real = batch["attention_mask"].bool()
+    weights = torch.rand(37, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)  # a row's own gradient
+    expected = model(**batch).logits[real]
+    wanted = torch.autograd.grad((weights * expected.square()).sum(), list(model.parameters()), allow_unused=True)
+    seen = seen_tokens(unpad(model))
+    found = model(**batch).logits[real]
+    assert seen == [13]
+    close = dict(rtol=0, atol=1e-12 if name in ("gpt2", "opt") else 2e-5)  # the others' norms are in fp32
+    assert torch.allclose(found, expected, **close)
+    gradients = torch.autograd.grad((weights * found.square()).sum(), list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(gradients, wanted, strict=True):  # up to 24 to 102
+        assert ours is None or torch.allclose(ours, theirs, **close)
+
+
+def test_a_tree_of_rows():
+    """[1 2 3], [1 2], [1 4]: four tokens of seven in the line."""
+    rows = shared_rows(torch.tensor([1, 2, 3, 1, 2, 1, 4]), [3, 2, 2])
+    line = torch.tensor([1, 2, 3, 1, 2, 1, 4])[rows.kept]
+    assert line.tolist() == [1, 2, 3, 4] and line[rows.source].tolist() == [1, 2, 3, 1, 2, 1, 4]
+    assert rows.source.tolist() == [0, 1, 2, 0, 1, 0, 3]
+    assert shared_rows(torch.tensor([1, 2, 3, 4]), [2, 2]).kept is None  # nothing in common: the line is all tokens
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
@@ -92,8 +129,9 @@ def test_packed_lines_are_taken_apart():
         assert torch.allclose(found, wanted)
 
 
-def test_checkpointed_layers_give_the_same_gradients():
-    model, batch = unpad(model_of("llama")), batch_of([9, 3])
+@pytest.mark.parametrize("batch", [batch_of([9, 3]), tree_of(*TREE)])
+def test_checkpointed_layers_give_the_same_gradients(batch):
+    model = unpad(model_of("llama"))
     wanted = torch.autograd.grad(model(**batch).logits.square().sum(), list(model.parameters()))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     found = torch.autograd.grad(model.train()(**batch).logits.square().sum(), list(model.parameters()))
