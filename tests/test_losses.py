@@ -53,10 +53,12 @@ ARCHITECTURES = {
 FP32_NORMS = ("gemma2", "cohere")  # whatever the model's dtype, so that the order of a sum shows
 
 
-def pairs():
+def pairs(shared: bool = False):
+    """Two pairs. Their prompts differ unless `shared`, which gives sums in fp32 norms another order."""
+    first, second = (5, 11) if shared else (4, 10)
     return [
-        (Sample(0, [5, 6, 7, 8, 2], 2), Sample(0, [5, 6, 9, 2], 2)),
-        (Sample(1, [11, 12, 13, 14, 15, 16, 2], 3), Sample(1, [11, 12, 13, 3, 2], 3)),
+        (Sample(0, [5, 6, 7, 8, 2], 2), Sample(0, [first, 6, 9, 2], 2)),
+        (Sample(1, [11, 12, 13, 14, 15, 16, 2], 3), Sample(1, [second, 12, 13, 3, 2], 3)),
     ]
 
 
@@ -90,6 +92,23 @@ def test_equal_to_the_plain_formula_with_gradients(name):
         assert (ours is None) == (theirs is None)
         assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
     assert rows.tolist() == [0] * 3 + [1] * 4 + [2] * 2 + [3] * 2
+
+
+@pytest.mark.parametrize("name, atol", [("gpt2", 1e-10), ("phi", 1e-10), ("llama", 1e-5), ("mixtral", 1e-5)])
+def test_a_prompt_that_two_responses_share(name, atol):
+    """Its states are the same in both, and are computed once: log-probabilities and gradients of the plain formula."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **{**SMALL, **ARCHITECTURES[name]})
+    config._experts_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    batch = collate(pairs(shared=True), 0)
+    expected = plain_logps(model, batch)
+    weights = torch.linspace(-1, 2, len(expected), dtype=torch.float64)
+    wanted = gradients((weights * expected).sum(), model)
+    logps, _ = response_logps(speak_logps(model), batch)
+    assert torch.allclose(logps, expected, atol=1e-10, rtol=0)
+    for ours, theirs in zip(gradients((weights * logps).sum(), model), wanted, strict=True):
+        assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
