@@ -17,7 +17,7 @@ Text half, which imports neither torch nor vllm:
 
 Tensor half, which imports torch and never vllm:
     decoding.py      the hf engine: batched sampling with a shared prefix
-    unpadding.py     a padded batch through a model at the cost of its real tokens
+    unpadding.py     a padded batch through a model at the cost of its distinct tokens
     batches.py       ids -> samples, collators, packing, micro-batches of like length
     losses.py        the one way to a log-probability, and the losses made of it
     trainers.py      HF Trainer whose step functions call losses.py

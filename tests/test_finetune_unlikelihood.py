@@ -140,8 +140,8 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches_or_ranks(tokenizer, sh
 
 
 def test_a_satisfactory_row_costs_one_line_and_only_response_positions_see_the_head(tokenizer, sharp):
-    """C4, C5, C6, C21: tokens that enter the model pass by pass, none of them padding, and positions that enter the
-    head in the forward."""
+    """C4, C5, C6, C21: tokens that enter the model pass by pass, none of them padding and none twice after the same
+    ones, and positions that enter the head in the forward."""
     encoded, tokens, positions = encode(tokenizer, ROWS[:4]), [], []
     sharp.model.layers[0].register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[:-1].numel()))
     sharp.lm_head.register_forward_pre_hook(lambda _, args: positions.append(args[0].shape[:-1].numel()))
@@ -149,8 +149,12 @@ def test_a_satisfactory_row_costs_one_line_and_only_response_positions_see_the_h
     loss_step(sharp, batch, totals_of([batch]), CUT)
     flawed, good = ROWS[1:3], [ROWS[0], ROWS[3]]
     response = sum(len(tokenizer(row["output"])["input_ids"]) + 1 for row in good + 2 * flawed)
-    plain = sum(len(item[0]) for item in encoded.items if len(item) == 2)
-    assert tokens == [sum(len(line) for item in encoded.items for line in item) - plain, plain]
+
+    def distinct(lines):
+        return len({tuple(line.ids[:end]) for line in lines for end in range(1, len(line) + 1)})
+
+    plain = [item[0] for item in encoded.items if len(item) == 2]
+    assert tokens == [distinct([item[-1] for item in encoded.items]), distinct(plain)]
     assert sum(positions) == response
 
 
