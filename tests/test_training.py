@@ -143,15 +143,15 @@ def test_freed_memory_is_returned():
      ("sft", {"optim": "adamw_bnb_8bit"})],
 )  # fmt: skip
 def test_every_objective_learns_and_saves(quick, data, model_folder, objective, extra):
-    """Ten epochs: the loss falls, what is logged is there, and the run card says that the saved model agrees."""
+    """Twenty epochs: the loss falls, what is logged is there, and the run card says that the saved model agrees."""
     file = "sft.json" if objective == "sft" else "pairs.json"
     folder = go(
-        data, model_folder, objective, num_train_epochs=10, learning_rate=1e-2, eval_data_path=data / file,
+        data, model_folder, objective, num_train_epochs=20, learning_rate=1e-2, eval_data_path=data / file,
         eval_strategy="epoch", **extra,
     )  # fmt: skip
     losses = history(folder)
-    assert sum(losses[-3:]) < sum(losses[:3]) - 0.06
-    assert len(history(folder, "eval_loss")) == 10 and history(folder, "tokens_per_second")
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
+    assert len(history(folder, "eval_loss")) == 20 and history(folder, "tokens_per_second")
     assert (folder / "history.png").stat().st_size > 1000
     card = json.loads((data / "out.run.json").read_text())
     assert card["counts"]["check"]["agrees"] and card["counts"]["rows"]["train"]["kept"] == 21
