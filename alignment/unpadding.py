@@ -123,12 +123,14 @@ def unpad(model: nn.Module) -> nn.Module:
 
 
 def can_unpad(model: nn.Module) -> bool:
-    """Whether rows laid end to end can be kept apart: only attention mixes tokens, through transformers' interface."""
+    """Whether rows laid end to end can be kept apart, and share what they begin with: only attention mixes tokens, it
+    looks back alone, and it goes through transformers' interface."""
     config = model.config.get_text_config()
     is_whole = set(getattr(config, "layer_types", None) or []) <= WHOLE_LAYERS
     is_stateless = not getattr(model, "_is_stateful", False) and not getattr(config, "is_encoder_decoder", False)
     known = config._attn_implementation == "sdpa" or "flash_attention" in str(config._attn_implementation)
-    return bool(model._supports_attention_backend) and is_whole and is_stateless and known
+    looks_back = not getattr(config, "use_bidirectional_attention", False)
+    return bool(model._supports_attention_backend) and is_whole and is_stateless and looks_back and known
 
 
 def unpadded_forward(forward: Any, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any):

@@ -157,9 +157,12 @@ def test_the_attention_is_not_written_into_the_checkpoint(tmp_path):
     assert BY_ROW not in (tmp_path / "config.json").read_text()
 
 
-def test_layers_with_a_state_keep_their_padding():
-    config = AutoConfig.for_model("mamba", vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)
-    model = AutoModelForCausalLM.from_config(config)
+@pytest.mark.parametrize("name, more", [
+    ("mamba", dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)),
+    ("gemma3_text", SMALL | {"use_bidirectional_attention": True}),
+])  # fmt: skip
+def test_layers_with_a_state_or_that_look_ahead_keep_their_padding(name, more):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **more))
     before = model.get_decoder().forward
     assert unpad(model).get_decoder().forward == before
 
