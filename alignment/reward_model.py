@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignment.adapters import with_adapter
 from alignment.batches import Sample, TooLong, budgeted_batches, collate, encode
 from alignment.checkpoints import check_model, fit_embeddings, load_pretrained, training_tokenizer
 from alignment.runs import UserError
@@ -44,12 +45,12 @@ def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[
 
 
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     base_path = PeftConfig.from_pretrained(path).base_model_name_or_path
     base = load_pretrained("AutoModelForSequenceClassification", base_path, num_labels=1, dtype=dtype)
     fit_embeddings(base, tokenizer)
-    model = PeftModel.from_pretrained(base, path).merge_and_unload()
+    model = with_adapter(base, Path(path)).merge_and_unload()
     model.config.update({key: getattr(config, key) for key in ("reward_mean", "reward_std") if hasattr(config, key)})
     return model
 

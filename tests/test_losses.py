@@ -74,13 +74,25 @@ def gradients(loss, model):
     return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
 
 
+def assert_alike(found, wanted, atol):
+    """Each gradient to `atol`, and none where there is none."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
+
+
+def model_of(name, **more):
+    """A small model in fp64, seeded."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name.split()[-1], **{**SMALL, **ARCHITECTURES[name], **more})
+    config._experts_implementation = "eager"
+    return AutoModelForCausalLM.from_config(config).double().eval()
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equal_to_the_plain_formula_with_gradients(name):
     """fp64, to 1e-10, three positions a chunk, for heads tied, untied, biased, capped and scaled."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name.split()[-1], **{**SMALL, **ARCHITECTURES[name]})
-    config._experts_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).double().eval()
+    model = model_of(name)
     batch = collate(pairs(), 0)
     expected = plain_logps(model, batch)
     weights = torch.linspace(-1, 2, len(expected), dtype=torch.float64)  # so that no gradient cancels
@@ -88,36 +100,27 @@ def test_equal_to_the_plain_formula_with_gradients(name):
     logps, rows = response_logps(speak_logps(model, chunk_elements=3 * VOCABULARY), batch)
     assert torch.allclose(logps, expected, atol=1e-10, rtol=0)
     atol = 1e-7 if name in FP32_NORMS else 1e-10
-    for ours, theirs in zip(gradients((weights * logps).sum(), model), wanted, strict=True):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
+    assert_alike(gradients((weights * logps).sum(), model), wanted, atol)
     assert rows.tolist() == [0] * 3 + [1] * 4 + [2] * 2 + [3] * 2
 
 
 @pytest.mark.parametrize("name, atol", [("gpt2", 1e-10), ("phi", 1e-10), ("llama", 1e-5), ("mixtral", 1e-5)])
 def test_a_prompt_that_two_responses_share(name, atol):
     """Its states are the same in both, and are computed once: log-probabilities and gradients of the plain formula."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **{**SMALL, **ARCHITECTURES[name]})
-    config._experts_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).double().eval()
+    model = model_of(name)
     batch = collate(pairs(shared=True), 0)
     expected = plain_logps(model, batch)
     weights = torch.linspace(-1, 2, len(expected), dtype=torch.float64)
     wanted = gradients((weights * expected).sum(), model)
     logps, _ = response_logps(speak_logps(model), batch)
     assert torch.allclose(logps, expected, atol=1e-10, rtol=0)
-    for ours, theirs in zip(gradients((weights * logps).sum(), model), wanted, strict=True):
-        assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
+    assert_alike(gradients((weights * logps).sum(), model), wanted, atol)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_under_a_frozen_head_the_gradient_is_the_same(name):
     """Log-probabilities and the decoder's gradients, fp64, where the head's logits are not made again."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name.split()[-1], **{**SMALL, **ARCHITECTURES[name], "tie_word_embeddings": False})
-    config._experts_implementation = "eager"
-    model = speak_logps(AutoModelForCausalLM.from_config(config).double().eval(), chunk_elements=3 * VOCABULARY)
+    model = speak_logps(model_of(name, tie_word_embeddings=False), chunk_elements=3 * VOCABULARY)
     batch = collate(pairs(), 0)
     body = list(model.get_decoder().parameters())
     found = []
@@ -134,19 +137,14 @@ def test_under_a_frozen_head_the_gradient_is_the_same(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_sum_has_the_gradients_of_the_plain_formula(name):
     """Of every weight, times a factor of 2.5, though logits are made once; and without gradients it is the same sum."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name.split()[-1], **{**SMALL, **ARCHITECTURES[name]})
-    config._experts_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).double().eval()
+    model = model_of(name)
     batch = collate(pairs(), 0)
     expected = plain_logps(model, batch).sum()
     wanted = gradients(2.5 * expected, model)
     total = summed_logps(speak_logps(model, chunk_elements=3 * VOCABULARY), batch)
     atol = 1e-7 if name in FP32_NORMS else 1e-10
     assert total.item() == pytest.approx(expected.item(), abs=atol)
-    for ours, theirs in zip(gradients(2.5 * total, model), wanted, strict=True):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or torch.allclose(ours, theirs, atol=atol, rtol=0)
+    assert_alike(gradients(2.5 * total, model), wanted, atol)
     with torch.no_grad():
         assert summed_logps(model, batch).item() == pytest.approx(expected.item(), abs=atol)
 
