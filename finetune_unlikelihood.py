@@ -22,19 +22,9 @@ from functools import partial
 from pathlib import Path
 
 from alignment.adapters import quantised
-from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
-from alignment.runs import (
-    ArgumentParser,
-    UserError,
-    boolean,
-    check_output_dir,
-    finished_with,
-    number,
-    run,
-    run_card_path,
-    table,
-    write_run_card,
-)
+from alignment.command_line import ArgumentParser, UserError, boolean, number, run, table
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer
+from alignment.run_cards import check_output_dir, finished_with, run_card_path, write_run_card
 
 METHODS = ("cut", "mle", "forward_prediction", "hindsight")
 
@@ -52,26 +42,59 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--resume_from_checkpoint", help="a checkpoint-N folder, or True for the last one in --output_dir")
 
     add = parser.add_argument_group("loss").add_argument
-    add("--method", choices=METHODS, default="cut", help="cut (default) or a baseline on the same rows; mle learns the "
-        "satisfactory responses alone")  # fmt: skip
-    add("--threshold", type=number(float, 0, above=True), default=1.1,
+    add(
+        "--method",
+        choices=METHODS,
+        default="cut",
+        help="cut (default) or a baseline on the same rows; mle learns the satisfactory responses alone",
+    )
+    add(
+        "--threshold",
+        type=number(float, 0, above=True),
+        default=1.1,
         help="lambda of eq. 5: a token is blamed where the judgment makes it more than this much likelier "
-        "(default: 1.1, released; the paper tried 1.1 and 1.2)")  # fmt: skip
-    add("--weight_unlike", "--alpha", type=number(float, 0), default=1.0,
-        help="alpha of eq. 6 (default: 1, released for online; 0.5 for offline)")  # fmt: skip
-    add("--gamma", type=number(float, 0), default=1.0,
-        help="gamma of eq. 6; 0 is the released code's constant weight (default: 1; the paper: 0.25 to 2)")  # fmt: skip
-    add("--probability_floor", type=number(float, 0, 1), default=0.0,
-        help="blame no token that is less likely than this even with the judgment (default: 0, the paper)")  # fmt: skip
-    add("--calibrate_threshold", type=number(float, 0, 1, above=True), metavar="FRACTION",
-        help="set --threshold so that the model at the start blames this share of the flawed rows' tokens")  # fmt: skip
+        "(default: 1.1, released; the paper tried 1.1 and 1.2)",
+    )
+    add(
+        "--weight_unlike",
+        "--alpha",
+        type=number(float, 0),
+        default=1.0,
+        help="alpha of eq. 6 (default: 1, released for online; 0.5 for offline)",
+    )
+    add(
+        "--gamma",
+        type=number(float, 0),
+        default=1.0,
+        help="gamma of eq. 6; 0 is the released code's constant weight (default: 1; the paper: 0.25 to 2)",
+    )
+    add(
+        "--probability_floor",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="blame no token that is less likely than this even with the judgment (default: 0, the paper)",
+    )
+    add(
+        "--calibrate_threshold",
+        type=number(float, 0, 1, above=True),
+        metavar="FRACTION",
+        help="set --threshold so that the model at the start blames this share of the flawed rows' tokens",
+    )
     add("--legacy_loss", **flag, help="the released code's loss: no gamma, and a mix by micro-batch (C1-C3)")
 
     add = parser.add_argument_group("rows").add_argument
-    add("--downsample", type=number(float, -1), default=-1,
-        help="satisfactory rows to keep for each flawed one (default: -1, all; the paper: 0.25)")  # fmt: skip
-    add("--cutoff_len", type=number(int, 8), default=2048,
-        help="tokens of prompt and response; more loses its beginning (default: 2048, released command)")  # fmt: skip
+    add(
+        "--downsample",
+        type=number(float, -1),
+        default=-1,
+        help="satisfactory rows to keep for each flawed one (default: -1, all; the paper: 0.25)",
+    )
+    add(
+        "--cutoff_len",
+        type=number(int, 8),
+        default=2048,
+        help="tokens of prompt and response; more loses its beginning (default: 2048, released command)",
+    )
     add("--val_set_size", type=number(int, 0), default=0, help="rows held out and evaluated each epoch (default: 0)")
     add("--train_on_inputs", **flag, help="only False: no equation has a term for the prompt")
     add("--add_eos_token", **flag, help="accepted and without effect: EOS always closes the response, as released")
@@ -93,8 +116,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--lora_r", type=at_least_one, default=16, help="default: 16, released")
     add("--lora_alpha", type=at_least_one, default=16, help="default: 16, released")
     add("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="default: 0.05, released")
-    add("--lora_target_modules", nargs="+", default=["gate_proj", "down_proj", "up_proj"],
-        help="names as 'a b' or '[a, b]' (default: gate_proj down_proj up_proj, released)")  # fmt: skip
+    add(
+        "--lora_target_modules",
+        nargs="+",
+        default=["gate_proj", "down_proj", "up_proj"],
+        help="names as 'a b' or '[a, b]' (default: gate_proj down_proj up_proj, released)",
+    )
     add("--full_finetuning", **flag, help="train all weights instead of LoRA")
     add("--load_in_8bit", **flag, help="quantise the base with bitsandbytes, as released")
     add("--load_in_4bit", **flag, help="the same in 4 bits")
@@ -163,7 +190,7 @@ def load_model(args: Namespace):
     import torch
 
     from alignment.adapters import quantisation
-    from alignment.losses import speak_logps
+    from alignment.training.logps import speak_logps
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() and not args.full_finetuning else torch.float32
@@ -180,9 +207,13 @@ def load_model(args: Namespace):
     if quantised(args):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(
-        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias="none",
-        target_modules=args.lora_target_modules, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        bias="none",
+        target_modules=args.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, config)
 
 
@@ -263,37 +294,58 @@ def training_arguments(args: Namespace):
     if on_gpu and world == 1 and torch.cuda.device_count() > 1:
         raise UserError("one process sees several GPUs: start with torchrun, or set CUDA_VISIBLE_DEVICES to one")
     return TrainingArguments(
-        output_dir=str(args.output_dir), seed=args.seed, report_to=args.report_to, use_cpu=not on_gpu,
-        per_device_train_batch_size=args.micro_batch_size, per_device_eval_batch_size=args.micro_batch_size,
+        output_dir=str(args.output_dir),
+        seed=args.seed,
+        report_to=args.report_to,
+        use_cpu=not on_gpu,
+        per_device_train_batch_size=args.micro_batch_size,
+        per_device_eval_batch_size=args.micro_batch_size,
         gradient_accumulation_steps=args.batch_size // args.micro_batch_size // world,
-        num_train_epochs=args.num_epochs, learning_rate=args.learning_rate, lr_scheduler_type=args.lr_scheduler,
-        warmup_steps=args.warmup_steps, bf16=on_gpu and torch.cuda.is_bf16_supported(), optim="adamw_torch",
-        logging_steps=1, save_steps=args.save_steps, save_total_limit=2, label_names=["labels"],
-        eval_strategy="epoch" if args.val_set_size else "no", remove_unused_columns=False,
-        ddp_find_unused_parameters=False, disable_tqdm=True,
-    )  # fmt: skip
+        num_train_epochs=args.num_epochs,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler,
+        warmup_steps=args.warmup_steps,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        optim="adamw_torch",
+        logging_steps=1,
+        save_steps=args.save_steps,
+        save_total_limit=2,
+        label_names=["labels"],
+        eval_strategy="epoch" if args.val_set_size else "no",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+    )
 
 
 def make_trainer(args: Namespace, model, items: list, eval_items: list, pad_id: int):
-    from alignment.judged import collate_lines, has_dropout
-    from alignment.unlikelihood import Loss, UnlikelihoodTrainer
+    from alignment.training.cut_lines import collate_lines, has_dropout
+    from alignment.training.cut_trainer import Loss, UnlikelihoodTrainer
 
     loss = Loss(
-        method=args.method, threshold=args.threshold, alpha=args.weight_unlike, gamma=args.gamma,
-        floor=args.probability_floor, legacy=args.legacy_loss,
+        method=args.method,
+        threshold=args.threshold,
+        alpha=args.weight_unlike,
+        gamma=args.gamma,
+        floor=args.probability_floor,
+        legacy=args.legacy_loss,
         detect_apart=has_dropout(model) and not args.legacy_loss,
-    )  # fmt: skip
+    )
     return UnlikelihoodTrainer(
-        model=model, args=training_arguments(args), loss=loss, items=items, eval_items=eval_items,
+        model=model,
+        args=training_arguments(args),
+        loss=loss,
+        items=items,
+        eval_items=eval_items,
         collate=partial(collate_lines, pad_id=pad_id),
-    )  # fmt: skip
+    )
 
 
 def calibrated(args: Namespace, model, encoded, pad_id: int) -> float:
     """The threshold that blames --calibrate_threshold of the flawed rows' tokens under the model as it is."""
     import torch
 
-    from alignment.judged import calibrate, flawed_logps
+    from alignment.training.cut_lines import calibrate, flawed_logps
 
     margins = torch.cat([row.margin for row in flawed_logps(model, encoded, pad_id).values()])
     threshold = calibrate(margins, args.calibrate_threshold)
@@ -334,9 +386,9 @@ def main(args: Namespace) -> None:
 
     from transformers import set_seed
 
-    from alignment.history import check_reports
-    from alignment.judged import encode_rows, load_templates
     from alignment.judging import read_judgments
+    from alignment.training.cut_lines import encode_rows, load_templates
+    from alignment.training.history import check_reports
 
     check_reports([args.report_to])
     set_seed(args.seed)
@@ -355,12 +407,16 @@ def main(args: Namespace) -> None:
     trainer = make_trainer(args, model, encoded.items, eval_encoded.items, pad_id)
     steps = math.ceil(math.ceil(len(encoded.items) / args.batch_size) * args.num_epochs)
     counts = {
-        "rows": len(read), "flawed": sum(row["judgment"] is not None for row in read),
-        "left out by --downsample": len(read) - len(rows) - len(eval_rows), "held out": len(eval_rows),
-        "trained on": len(encoded.items), "cut responses": len(encoded.cut_responses),
-        "cut prompts": len(encoded.cut_prompts), "steps": steps,
+        "rows": len(read),
+        "flawed": sum(row["judgment"] is not None for row in read),
+        "left out by --downsample": len(read) - len(rows) - len(eval_rows),
+        "held out": len(eval_rows),
+        "trained on": len(encoded.items),
+        "cut responses": len(encoded.cut_responses),
+        "cut prompts": len(encoded.cut_prompts),
+        "steps": steps,
         "trainable weights": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-    }  # fmt: skip
+    }
     say(table([(f"{args.data_path}, --method {args.method}", ""), *counts.items()]))
     describe_warmup(args.warmup_steps, steps, args.learning_rate)
 

@@ -16,30 +16,15 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
-from alignment.generation import (
-    Request,
-    Sampling,
-    add_engine_arguments,
-    engine_from,
-    generate,
-    record_seed,
-)
+from alignment.command_line import ArgumentParser, UserError, boolean, number, run
+from alignment.engines import add_engine_arguments, engine_from
+from alignment.generation import Request, Sampling, generate, record_seed
 from alignment.journal import Journal
 from alignment.judging import read_instructions
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer
 from alignment.records import json_list, write_whole
-from alignment.rendering import CHOICES, rendering_from
-from alignment.runs import (
-    ArgumentParser,
-    UserError,
-    boolean,
-    check_output_dir,
-    number,
-    run,
-    run_card_path,
-    sha256,
-    write_run_card,
-)
+from alignment.run_cards import check_output_dir, run_card_path, sha256, write_run_card
+from alignment.templates import CHOICES, rendering_from
 
 ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
 OUTPUT_NAME = "alpaca_eval.json"
@@ -48,9 +33,13 @@ OUTPUT_NAME = "alpaca_eval.json"
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(__doc__.split("\n")[0])
     parser.add_argument(
-        "--base_model_name_or_path", "--model_name_or_path", dest="model_name_or_path", required=True, metavar="MODEL",
+        "--base_model_name_or_path",
+        "--model_name_or_path",
+        dest="model_name_or_path",
+        required=True,
+        metavar="MODEL",
         help="folder or hub name of the checkpoint",
-    )  # fmt: skip
+    )
     parser.add_argument("--data_path", type=Path, help=".json or .jsonl (default: AlpacaEval's, from the hub)")
     parser.add_argument("--output_file", type=Path, help=f"default: {OUTPUT_NAME} in the checkpoint's folder")
     parser.add_argument("--template", choices=CHOICES, default="alpaca", help="default: alpaca, which CUT trains with")
@@ -61,9 +50,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--seed", type=int, default=42, help="each row's own seed derives from it (default: 42)")
     parser.add_argument("--limit", type=number(int, 1), help="only the first so many instructions, for a trial")
     parser.add_argument(
-        "--interactive", type=boolean, nargs="?", const=True, default=False,
+        "--interactive",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
         help="chat in the terminal; an empty line forgets the conversation, Ctrl-D ends",
-    )  # fmt: skip
+    )
     add_engine_arguments(parser)
     return parser.parse_args(argv)
 
@@ -170,10 +163,14 @@ def chat(args: Namespace) -> None:
         turns.append({"role": "user", "content": said})
         inputs = tokenizer(rendering.render({"prompt": turns}), return_tensors="pt").to(device)
         reply = model.generate(
-            **inputs, max_new_tokens=args.max_new_tokens, streamer=TextStreamer(tokenizer, skip_prompt=True),
-            tokenizer=tokenizer, stop_strings=list(rendering.stop) or None, pad_token_id=tokenizer.eos_token_id,
+            **inputs,
+            max_new_tokens=args.max_new_tokens,
+            streamer=TextStreamer(tokenizer, skip_prompt=True),
+            tokenizer=tokenizer,
+            stop_strings=list(rendering.stop) or None,
+            pad_token_id=tokenizer.eos_token_id,
             **(sampled if args.temperature else {"do_sample": False, "temperature": None, "top_p": None}),
-        )  # fmt: skip
+        )
         text = tokenizer.decode(reply[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for stop in rendering.stop:
             text = text.removesuffix(stop)

@@ -18,8 +18,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.adapters import check_base, fingerprint, quantisation, with_adapter
-from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
-from alignment.runs import ArgumentParser, UserError, check_output_dir, run, run_card_path, sha256, write_run_card
+from alignment.command_line import ArgumentParser, UserError, run
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer
+from alignment.run_cards import check_output_dir, run_card_path, sha256, write_run_card
 
 # Root mean square of the logits' difference over that of the logits. Rounding merged weights to half precision costs
 # this much; a wrong scale, a missing layer or another base costs far more.

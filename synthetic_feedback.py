@@ -20,30 +20,15 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from alignment import prompts, records
-from alignment.checkpoints import check_model
+from alignment import few_shot, records
+from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
+from alignment.engines import add_engine_arguments, engine_from
 from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
-from alignment.generation import (
-    Request,
-    Sampling,
-    add_engine_arguments,
-    engine_from,
-    generate,
-    record_seed,
-)
+from alignment.generation import Request, Sampling, generate, record_seed
 from alignment.journal import Journal
+from alignment.pretrained import check_model
 from alignment.ranking import binarise
-from alignment.runs import (
-    ArgumentParser,
-    UserError,
-    boolean,
-    check_output_dir,
-    nearest,
-    number,
-    run,
-    table,
-    write_run_card,
-)
+from alignment.run_cards import check_output_dir, write_run_card
 
 DUPLICATE = 0.5  # ROUGE-L F against a seed or accepted prompt; the released call, where its function's default is 0.7
 STALLED = 1_000  # pg stops when the last so many candidates ...
@@ -56,45 +41,58 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", required=True, choices=("pg", "rg", "cs"), help="which of the three steps")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of prompts.txt and all that follows")
     parser.add_argument(
-        "--prompt_file_path", type=Path, nargs="+", metavar="FILE",
+        "--prompt_file_path",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
         help="pg: the seed file; rg: demonstration files, several in one call load the model once",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--model_name_or_path", metavar="MODEL",
+        "--model_name_or_path",
+        metavar="MODEL",
         help="folder or hub name; with --backend simulated also its settings: writer-7b?quality=0.4&latency=0.01",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--num_generation", type=number(int, 1), default=100, help="pg: prompts to accept (default: 100)"
     )
     parser.add_argument(
-        "--n_shot", type=number(int, 1), nargs="+",
+        "--n_shot",
+        type=number(int, 1),
+        nargs="+",
         help="examples before the prompt: pg queries (default: 10); rg dialogues, one or several counts (default: 3)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--batch_size", type=number(int, 1), default=256,
+        "--batch_size",
+        type=number(int, 1),
+        default=256,
         help="pg: candidates drawn between two updates of the shots' pool; hf: sequences decoded together at most "
         "(default: 256; the released code's 4 leaves an engine idle)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--rubric", nargs="+", metavar="CONFIG",
-        help="cs: configurations, best first; equal ranks as a,b",
-    )  # fmt: skip
+        "--rubric", nargs="+", metavar="CONFIG", help="cs: configurations, best first; equal ranks as a,b"
+    )
     parser.add_argument(
-        "--filter_reward_model", metavar="MODEL",
+        "--filter_reward_model",
+        metavar="MODEL",
         help="cs: keep only the pairs on which this reward model of train.py agrees (the paper's as-is RM validation)",
-    )  # fmt: skip
+    )
     parser.add_argument("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
     parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
     parser.add_argument(
-        "--max_new_tokens", type=number(int, 1),
+        "--max_new_tokens",
+        type=number(int, 1),
         help="default: 64 for pg; 384 for rg, 768 where the demonstrations' name has Faithful in it",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=int, default=42, help="each record's own seed derives from it (default: 42)")
     parser.add_argument("--limit", type=number(int, 1), help="rg, cs: only the first so many prompts (default: all)")
     parser.add_argument(
-        "--legacy", type=boolean, nargs="?", const=True, default=False,
+        "--legacy",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
         help="pg, rg: read queries, drop long ones, space turns as the released code does (docs/almost.md, A1 A2 A7)",
-    )  # fmt: skip
+    )
     add_engine_arguments(parser)
     return parser.parse_args(argv)
 
@@ -110,13 +108,13 @@ def main(args: argparse.Namespace) -> None:
 def generate_prompts(args: argparse.Namespace) -> None:
     seed_file = only_one(args.prompt_file_path, "--prompt_file_path", "the seed file")
     n_shot = only_one(args.n_shot or [10], "--n_shot", "a number of queries")
-    seeds = prompts.Seeds.read(seed_file, n_shot)
+    seeds = few_shot.Seeds.read(seed_file, n_shot)
     engine = engine_from(args)
     sampling = Sampling(
         max_tokens=args.max_new_tokens or 64,
         temperature=1.2 if args.temperature is None else args.temperature,
         top_p=args.top_p,
-        stop=() if args.legacy else prompts.QUERY_STOP,
+        stop=() if args.legacy else few_shot.QUERY_STOP,
     )
 
     output = args.output_dir / "prompts.txt"
@@ -127,9 +125,11 @@ def generate_prompts(args: argparse.Namespace) -> None:
         raise UserError(f"none of {candidates} candidates was accepted ({describe(dropped)}); try another model")
     records.write_whole(output, [prompt + "\n" for prompt in accepted])
     write_run_card(
-        output, args, inputs=[seed_file],
+        output,
+        args,
+        inputs=[seed_file],
         counts={"candidates": candidates, "dropped": dict(dropped), "accepted": len(accepted)},
-    )  # fmt: skip
+    )
     print(f"pg: {candidates:,} candidates -> {len(accepted):,} prompts ({describe(dropped)}): {output}")
 
 
@@ -141,7 +141,7 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
     """
     from alignment.rouge import Pool
 
-    parse = prompts.parse_query_as_released if args.legacy else prompts.parse_query
+    parse = few_shot.parse_query_as_released if args.legacy else few_shot.parse_query
     rules = QUERY_RULES_AS_RELEASED if args.legacy else QUERY_RULES
     pool = Pool(seeds.queries, threshold=DUPLICATE)
     accepted, dropped, drawn = [], Counter(), 0
@@ -183,7 +183,7 @@ def draw_query_request(seeds, accepted: list[str], n_shot: int, seed: int, index
     population = range(len(seeds.queries) + len(accepted))
     chosen = random.Random(own_seed).sample(population, n_shot)
     shots = [seeds.queries[i] if i < len(seeds.queries) else accepted[i - len(seeds.queries)] for i in chosen]
-    return Request(prompts.format_query_prompt(seeds.instruction, shots), own_seed)
+    return Request(few_shot.format_query_prompt(seeds.instruction, shots), own_seed)
 
 
 # rg: prompts -> responses of each configuration
@@ -195,7 +195,7 @@ def generate_responses(args: argparse.Namespace) -> None:
         raise UserError("--prompt_file_path is missing: give the demonstration files")
     shots = args.n_shot or [3]
     configurations = [
-        (path, prompts.Demonstrations.read(path, max(shots)), n_shot)
+        (path, few_shot.Demonstrations.read(path, max(shots)), n_shot)
         for path in args.prompt_file_path
         for n_shot in shots
     ]
@@ -211,7 +211,7 @@ def respond(args, engine, queries: list[str], demonstrations, n_shot: int, input
         max_tokens=args.max_new_tokens or (768 if "Faithful" in demonstrations.name else 384),
         temperature=1.0 if args.temperature is None else args.temperature,
         top_p=args.top_p,
-        stop=prompts.REPLY_STOP,
+        stop=few_shot.REPLY_STOP,
     )
     requests = [
         Request(
@@ -222,7 +222,7 @@ def respond(args, engine, queries: list[str], demonstrations, n_shot: int, input
     ]
     with Journal(output) as journal:
         replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
-    texts = [None if reply.text is None else prompts.parse_reply(reply.text) for reply in replies]
+    texts = [None if reply.text is None else few_shot.parse_reply(reply.text) for reply in replies]
     came = len(texts) - texts.count(None)
     records.write_whole(output, records.json_list(texts))
     finishes = Counter(reply.finish for reply in replies)
@@ -311,7 +311,7 @@ def compare(queries, responses, names, ranks, counts: Waterfall) -> Iterator[dic
 def validate(comparisons: Iterator[dict], model_name: str, counts: Waterfall) -> Iterator[dict]:
     """The comparisons whose chosen response has the higher reward, by a model trained on other data (section 2.2)."""
     check_model(model_name)
-    from alignment import reward_model
+    from alignment.training import reward_model
 
     model, template = reward_model.load(model_name)
     counts.refused = Counter()

@@ -22,18 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from alignment.adapters import quantised
-from alignment.runs import (
-    REPOSITORY,
-    ArgumentParser,
-    UserError,
-    boolean,
-    check_output_dir,
-    finished_with,
-    nearest,
-    number,
-    run,
-    write_run_card,
-)
+from alignment.command_line import REPOSITORY, ArgumentParser, UserError, boolean, nearest, number, run
+from alignment.run_cards import check_output_dir, finished_with, write_run_card
 from alignment.training_data import OBJECTIVES, control, counts, read_examples, report, usable
 
 # Constants of the papers: ALMoST's commands (papers' sections 1.5, 1.6), Janus's training table (3.2)
@@ -44,11 +34,10 @@ DEFAULTS = {
     "orpo": dict(learning_rate=5e-6, weight_decay=0.0, num_train_epochs=2.0, model_max_length=4096),
 }
 SAME_NAME = (  # ours and TrainingArguments'
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "gradient_checkpointing", "bf16", "fp16", "num_train_epochs", "max_steps", "learning_rate", "weight_decay",
-    "lr_scheduler_type", "optim", "seed", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
-    "logging_steps", "report_to",
-)  # fmt: skip
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps gradient_checkpointing bf16 "
+    "fp16 num_train_epochs max_steps learning_rate weight_decay lr_scheduler_type optim seed eval_steps save_strategy "
+    "save_steps save_total_limit logging_steps report_to"
+).split()
 UNSHARDED_OPTIMISERS = ("bnb", "adamw_8bit", "paged", "lion", "ademamix", "adafactor")  # no DTensor goes into these
 RANK = int(os.environ.get("RANK", 0))
 
@@ -187,8 +176,9 @@ def finished_before(args: argparse.Namespace) -> bool:
         return False
     if finished_with(folder, args) and (folder / "check.json").exists():
         return True
-    held = sorted(path.name for pattern in ("*.safetensors", "history.jsonl", "checkpoint-*")
-                  for path in folder.glob(pattern))  # fmt: skip
+    held = sorted(
+        path.name for pattern in ("*.safetensors", "history.jsonl", "checkpoint-*") for path in folder.glob(pattern)
+    )
     if held:
         raise UserError(
             f"output directory {folder} holds another run ({', '.join(held[:3])}); give another --output_dir, or "
@@ -199,9 +189,9 @@ def finished_before(args: argparse.Namespace) -> bool:
 
 def load_data(args: argparse.Namespace, say):
     """The template, items of "train" and "eval", and counts by reason for the run card."""
-    from alignment.batches import encode_examples
-    from alignment.checkpoints import check_model, training_tokenizer
+    from alignment.pretrained import check_model, training_tokenizer
     from alignment.templates import load_template
+    from alignment.training.batches import encode_examples
 
     check_model(args.model_name_or_path)
     sets, row_counts = {}, {}
@@ -230,14 +220,19 @@ def training_arguments(args: argparse.Namespace, say):
     from transformers import TrainingArguments
     from transformers.utils import logging
 
-    from alignment.history import check_reports
+    from alignment.training.history import check_reports
 
     logging.set_verbosity_error()
     check_reports(args.report_to)
     values = {name: getattr(args, name) for name in SAME_NAME if getattr(args, name) is not None}
-    values |= dict(output_dir=str(args.output_dir), eval_strategy=args.evaluation_strategy, disable_tqdm=True,
-                   remove_unused_columns=False, logging_nan_inf_filter=False,
-                   ddp_find_unused_parameters=False)  # fmt: skip
+    values |= dict(
+        output_dir=str(args.output_dir),
+        eval_strategy=args.evaluation_strategy,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,
+    )
     values |= dict(gradient_checkpointing_kwargs={"use_reentrant": False}) if args.gradient_checkpointing else {}
     given = {word.split("=")[0] for word in sys.argv}
     notes = ["--evaluation_strategy -> --eval_strategy"] if "--evaluation_strategy" in given else []
@@ -304,7 +299,7 @@ def layer_class(args: argparse.Namespace) -> list[str] | None:
     """The layer to wrap: the one asked for where the model has it, else the model's own (a Mistral is no Llama)."""
     from transformers import AutoModelForCausalLM
 
-    from alignment.checkpoints import load_pretrained
+    from alignment.pretrained import load_pretrained
 
     config = load_pretrained("AutoConfig", args.model_name_or_path, cache_dir=args.cache_dir)
     own = list(AutoModelForCausalLM._model_mapping[type(config)]._no_split_modules or [])
@@ -318,9 +313,9 @@ def load_model(args: argparse.Namespace, template, train_args):
     from transformers import set_seed
 
     from alignment.adapters import quantisation
-    from alignment.checkpoints import fit_embeddings, load_pretrained
-    from alignment.losses import speak_logps
-    from alignment.unpadding import unpad
+    from alignment.pretrained import fit_embeddings, load_pretrained
+    from alignment.training.logps import speak_logps
+    from alignment.training.unpadding import unpad
 
     set_seed(args.seed)
     reward = args.objective == "reward"
@@ -354,10 +349,12 @@ def add_lora(args: argparse.Namespace, model, reward: bool):
         model.enable_input_require_grads()
     targets = args.lora_target_modules
     config = LoraConfig(
-        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="SEQ_CLS" if reward else "CAUSAL_LM",
-    )  # fmt: skip
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -368,8 +365,8 @@ def add_lora(args: argparse.Namespace, model, reward: bool):
 
 
 def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
-    from alignment import trainers
-    from alignment.batches import collate, collate_packed, pack, shuffled
+    from alignment.training import trainers
+    from alignment.training.batches import collate, collate_packed, pack, shuffled
 
     steps = {
         "sft": trainers.sft_step,
@@ -383,9 +380,15 @@ def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
         sets = {name: pack(shuffled(items, args.seed), args.model_max_length) for name, items in sets.items()}
         make = functools.partial(collate_packed, pad_id=pad_id)
     return trainers.AlignmentTrainer(
-        step=steps[args.objective], collate=make, items=sets["train"], eval_items=sets.get("eval"),
-        packed=args.packing, model=model, args=train_args, processing_class=template.tokenizer,
-    )  # fmt: skip
+        step=steps[args.objective],
+        collate=make,
+        items=sets["train"],
+        eval_items=sets.get("eval"),
+        packed=args.packing,
+        model=model,
+        args=train_args,
+        processing_class=template.tokenizer,
+    )
 
 
 def add_references(args: argparse.Namespace, trainer) -> None:
@@ -393,11 +396,13 @@ def add_references(args: argparse.Namespace, trainer) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from alignment.trainers import fingerprint
+    from alignment.training.trainers import fingerprint
 
     sets = {"train": trainer.train_dataset} | ({"eval": trainer.eval_dataset} if trainer.eval_dataset else {})
-    paths = {name: args.output_dir / f"reference-{name}-{fingerprint(trainer.model, data.items)}.pt"
-             for name, data in sets.items()}  # fmt: skip
+    paths = {
+        name: args.output_dir / f"reference-{name}-{fingerprint(trainer.model, data.items)}.pt"
+        for name, data in sets.items()
+    }
 
     class References(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -442,13 +447,23 @@ def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict
         if not verdict["agrees"]:
             raise UserError(f"{args.output_dir} does not give what the trained model gave: {json.dumps(verdict)}")
         history = [line for line in trainer.state.log_history if "loss" in line]
-        results = {"rows": row_counts, "check": verdict, "steps": trainer.state.global_step, "last": history[-1:],
-                   "evaluation": final}  # fmt: skip
+        results = {
+            "rows": row_counts,
+            "check": verdict,
+            "steps": trainer.state.global_step,
+            "last": history[-1:],
+            "evaluation": final,
+        }
         inputs = [Path(path) for path in (args.data_path, args.eval_data_path) if path and Path(path).is_file()]
         write_run_card(args.output_dir, args, counts=results, inputs=inputs)
-        say(f"{args.output_dir}: {trainer.state.global_step} steps; " + ", ".join(
-            f"{name} {value:.4f}" for name, value in {**(history or [{}])[-1], **final}.items()
-            if name in ("loss", "accuracy", "margin") or name.startswith("eval_")))  # fmt: skip
+        say(
+            f"{args.output_dir}: {trainer.state.global_step} steps; "
+            + ", ".join(
+                f"{name} {value:.4f}"
+                for name, value in {**(history or [{}])[-1], **final}.items()
+                if name in ("loss", "accuracy", "margin") or name.startswith("eval_")
+            )
+        )
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
@@ -477,9 +492,9 @@ def checkpoint(args: argparse.Namespace) -> str | None:
 
 
 def verify(folder: Path) -> dict:
-    """alignment.verification in a fresh process, which knows nothing but the folder."""
+    """alignment.training.saving in a fresh process, which knows nothing but the folder."""
     alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "-m", "alignment.verification", str(folder.resolve())]
+    command = [sys.executable, "-m", "alignment.training.saving", str(folder.resolve())]
     done = subprocess.run(command, cwd=REPOSITORY, env=alone, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if not lines or done.returncode not in (0, 1):

@@ -1,33 +1,35 @@
-"""What the scripts are made of. Flat; the listing below is the map.
+"""What the scripts are made of; the listing below is the map.
 
-Text half, which imports neither torch nor vllm:
-    runs.py          command line, one-line errors, run cards, progress
+The contracts and the text half, which import neither torch nor vllm nor a model of transformers:
+    command_line.py  argument types, one-line errors, who speaks under torchrun, progress, tables
+    run_cards.py     what a run was made of, beside its output
     records.py       a row of each file: read and checked at the door, written whole
-    prompts.py       ALMoST's few-shot prompts, and reply -> text; format and parse are neighbours
-    templates.py     a row -> prompt text and ids, one object per template, in training and inference alike
-    rendering.py     a row -> the text that an engine continues, and where it should stop
-    generation.py    prompts -> texts: vllm | hf | openai | simulated, behind one function
-    checkpoints.py   models and tokenizers from a folder or the hub
     journal.py       finished requests on disk: crash, resume, exactly once
-    rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
+    pretrained.py    models and tokenizers from a folder or the hub, and what identifies one
+    adapters.py      LoRA adapters, the base each belongs to, and how it is quantised
+    templates.py     a row -> prompt text, ids and stop strings, one object per template, for training and inference
+    few_shot.py      ALMoST's few-shot prompts, and reply -> text; format and parse are neighbours
+    training_data.py the rows that train.py learns from, in all their forms
+    generation.py    Request, Reply, Sampling, Engine, generate(): the contract that engines/ carries out
     filters.py       is this one text worth keeping?  One predicate a rule, each with a reason
+    rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
     ranking.py       many texts for one prompt: who beats whom, may it be a pair
     judging.py       judgments: their rows, the prompts that ask for them, and the reading of replies
-    training_data.py the rows that train.py learns from, in all their forms
 
-Tensor half, which imports torch and never vllm:
-    decoding.py      the hf engine: batched sampling with a shared prefix
+engines/, what runs models: `engine_from` and its flags in __init__.py;
+    vllm.py  hf.py  openai.py  simulated.py
+    decoding.py      the hf engine's batch, cache and sampler
+    vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
+
+training/, what imports torch to learn or to score:
     unpadding.py     a padded batch through a model at the cost of its distinct tokens
     batches.py       ids -> samples, collators, packing, micro-batches of like length
-    losses.py        the one way to a log-probability, and the losses made of it
+    logps.py         a model and a batch -> log-probabilities, no vocabulary-wide tensor held
+    losses.py        the papers' equations, pure functions
     trainers.py      HF Trainer whose step functions call losses.py
     history.py       what a training run shows and leaves: bar, history.jsonl, history.png
     reward_model.py  load, score(texts)
-    verification.py  is what was saved what was trained?
-    judged.py        CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
-    unlikelihood.py  CUT: the training step, and the Trainer that takes it
-    adapters.py      LoRA adapters, the base each belongs to, and how it is quantised
-
-In vLLM's own processes:
-    vllm_sampling.py sampling on a CPU without sorting the vocabulary
+    saving.py        is what was saved what was trained?
+    cut_lines.py     CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
+    cut_trainer.py   CUT: the training step, and the Trainer that takes it
 """

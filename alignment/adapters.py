@@ -13,8 +13,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from alignment.command_line import UserError
 from alignment.records import read_json, write_whole
-from alignment.runs import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_CARD = "base_model.json"
@@ -68,9 +68,11 @@ def quantisation(bits: str | None, compute_dtype: str = "float32") -> dict:
     if not is_bitsandbytes_available():
         raise UserError(f"--load_in_{bits} needs bitsandbytes, which does not work here; install it, or leave it out")
     config = BitsAndBytesConfig(
-        load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit", bnb_4bit_quant_type="nf4",
+        load_in_8bit=bits == "8bit",
+        load_in_4bit=bits == "4bit",
+        bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
-    )  # fmt: skip
+    )
     return {"quantization_config": config}
 
 

@@ -15,7 +15,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 
 
 def key(**determinants: Any) -> str:

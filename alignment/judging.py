@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from alignment.command_line import REPOSITORY, UserError
 from alignment.records import read_text
-from alignment.runs import REPOSITORY, UserError
 from alignment.training_data import read_rows
 
 SATISFACTORY_SCORE = 7

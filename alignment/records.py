@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 
 BAD = "BAD"  # what the released code writes for a reply that its filter dropped
 

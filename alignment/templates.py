@@ -21,11 +21,13 @@ that starts from `prompt_ids(row)` stands where training stood. Imports no torch
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from alignment.runs import UserError, nearest
+from alignment.command_line import UserError, nearest
+from alignment.pretrained import load_tokenizer
 
 Message = dict[str, str]
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -264,3 +266,37 @@ def continuation_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     apart = [ids[: len(anchor)] == anchor for ids in found]
     alone = plain_ids(tokenizer, texts) if not all(apart) else found
     return [ids[len(anchor) :] if cut else bare for ids, cut, bare in zip(found, apart, alone, strict=True)]
+
+
+# Without a tokenizer where one can do without: a row -> the text that an engine is to continue
+
+RAW = "raw"  # the row's text as it is
+CHOICES = (*(name for name in TEMPLATES if not name.endswith("_judgment")), RAW)
+
+
+class Rendering(NamedTuple):
+    name: str
+    render: Callable[[dict], str]
+    stop: tuple[str, ...]
+
+
+def rendering_from(args: Namespace, default: str | None) -> Rendering:
+    """What --template names for the engine that the flags name; `default` None is chat where the tokenizer has one.
+
+    A server or simulated writer has no tokenizer here: `raw`, `alpaca` and `almost` do without one.
+    """
+    no_tokenizer = args.backend in ("openai", "simulated")
+    name = args.template or default or (RAW if no_tokenizer else "chat")
+    if name == RAW:
+        return Rendering(name, lambda row: messages(row)[-1]["content"], ())
+    if no_tokenizer and name in ("alpaca", "almost"):
+        plain = {"alpaca": (alpaca_text, "\n\n### Instruction:"), "almost": (almost_text, "\n\nHuman:")}
+        render, stop = plain[name]
+        return Rendering(name, render, (stop,))
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    if name == "chat" and not args.template and not tokenizer.chat_template:
+        return Rendering(RAW, lambda row: messages(row)[-1]["content"], ())
+    template = load_template(name, tokenizer)
+    bos = tokenizer.bos_token if adds_bos(tokenizer) else None
+    stop = (*template.stop, template.end) if template.end != tokenizer.eos_token else template.stop
+    return Rendering(name, lambda row: template.render(row).removeprefix(bos or ""), stop)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from alignment.command_line import UserError
 from alignment.records import read_json, read_text
-from alignment.runs import UserError
 from alignment.templates import is_dialogue
 
 OBJECTIVES = ("sft", "reward", "dpo", "orpo")
@@ -129,10 +129,14 @@ def text_of(source: str, number: int, row: dict, key: str) -> str:
 
 
 def messages_of(source: str, number: int, value: Any, key: str) -> list[dict]:
-    good = isinstance(value, list) and value and all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) and isinstance(turn.get("role"), str)
-        for turn in value
-    )  # fmt: skip
+    good = (
+        isinstance(value, list)
+        and value
+        and all(
+            isinstance(turn, dict) and isinstance(turn.get("content"), str) and isinstance(turn.get("role"), str)
+            for turn in value
+        )
+    )
     if not good:
         raise UserError(f"data {source}, row {number}: {key} is no list of messages with role and content")
     return value

@@ -19,15 +19,12 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
 
 import torch
+from sft_memory import utilisation
 from torch import Tensor
 
-from alignment.runs import ArgumentParser, number, run, table
-from benchmarks.sft_memory import utilisation
+from alignment.command_line import ArgumentParser, number, run, table
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -101,9 +98,9 @@ def released_step(model, items: list, args: Namespace, pad_id: int, device: str)
 
 
 def our_step(model, items: list, args: Namespace, pad_id: int, device: str) -> None:
-    from alignment.batches import plan_step
-    from alignment.judged import collate_lines, has_dropout
-    from alignment.unlikelihood import Loss, loss_passes
+    from alignment.training.batches import plan_step
+    from alignment.training.cut_lines import collate_lines, has_dropout
+    from alignment.training.cut_trainer import Loss, loss_passes
 
     loss = Loss("cut", threshold=1.1, alpha=1.0, gamma=1.0, floor=0.0, legacy=False, detect_apart=has_dropout(model))
     plan = plan_step([max(map(len, item)) for item in items], -(-len(items) // args.micro_batch_size))
@@ -123,7 +120,7 @@ def load(args: Namespace, device: str):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    from alignment.losses import speak_logps
+    from alignment.training.logps import speak_logps
 
     attention = {"attn_implementation": "eager" if args.way == "released" else "sdpa"}
     tokenizer = AutoTokenizer.from_pretrained(args.base_model)
@@ -145,8 +142,8 @@ def load(args: Namespace, device: str):
 
 def read_items(args: Namespace, tokenizer) -> list:
     """Shuffled items of the paper's mix, one satisfactory row to four flawed ones, for one step more than is timed."""
-    from alignment.judged import encode_rows, load_templates
     from alignment.judging import read_judgments
+    from alignment.training.cut_lines import encode_rows, load_templates
     from finetune_unlikelihood import downsampled
 
     rows = downsampled(read_judgments(args.data_path), 0.25, 42)
@@ -183,9 +180,13 @@ def measure(args: Namespace) -> dict:
         else:
             tokens += sum(len(line) for item in part for line in item)
     return {
-        "tokens": tokens, "seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started,
-        "loaded": before, "peak": peak_memory(device), "weights": sum(weight.numel() for weight in model.parameters()),
-    }  # fmt: skip
+        "tokens": tokens,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "loaded": before,
+        "peak": peak_memory(device),
+        "weights": sum(weight.numel() for weight in model.parameters()),
+    }
 
 
 def main(args: Namespace) -> None:

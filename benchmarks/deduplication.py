@@ -14,11 +14,8 @@ import argparse
 import random
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from alignment.rouge import Pool, tokenize  # noqa: E402 (found by the line above)
+from alignment.rouge import Pool, tokenize
 
 THRESHOLD = 0.5
 

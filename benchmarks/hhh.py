@@ -11,17 +11,11 @@ at least 8x, on a GPU; a CPU is busy with one question already, so that there is
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "eval")]
-
-import run_evaluation  # noqa: E402
-from hhh import chosen_wins, read_comparisons  # noqa: E402
-
-from alignment.runs import ArgumentParser, number, run, table  # noqa: E402
+from alignment.command_line import ArgumentParser, number, run, table
+from alignment.training.static_hhh import chosen_wins, letter_scores, next_token_probabilities, read_comparisons
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,30 +26,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--limit", type=number(int, 1), default=40, help="items; default 40")
     flag("--batch_tokens", type=number(int, 1), default=8192, help="tokens a batch of ours; default 8192")
     flag("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-    args = parser.parse_args(argv)
-    args.max_length = None
-    return args
+    return parser.parse_args(argv)
 
 
 def one_by_one(model, prompts: list[list[int]], tokens: list[int], limit: int, batch_tokens: int):
-    """What run_evaluation.next_token_probabilities gives, by a `generate` for each prompt."""
+    """What `next_token_probabilities` gives, by a `generate` for each prompt."""
     import torch
 
     found = []
     for ids in prompts:
         inputs = torch.tensor([ids[-limit:]], device=model.device)
         out = model.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=1, do_sample=False,
-            return_dict_in_generate=True, output_logits=True, pad_token_id=0,
-        )  # fmt: skip
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=1,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=0,
+        )
         found.append(out.logits[0][0].float().softmax(-1)[tokens].tolist())
     return found
 
 
 def main(args: argparse.Namespace) -> None:
     pairs = read_comparisons(args.data_path)[: args.limit]
-    batched, rows, verdicts, rates = run_evaluation.next_token_probabilities, [("way", "seconds", "items/s")], {}, {}
-    for name, way in (("one by one", one_by_one), ("ours", batched)):
+    rows, verdicts, rates = [("way", "seconds", "items/s")], {}, {}
+    settings = {"dtype": args.dtype, "batch_tokens": args.batch_tokens}
+    for name, way in (("one by one", one_by_one), ("ours", next_token_probabilities)):
         took: list[float] = []
 
         def timed(*inputs, way=way, took=took):
@@ -65,11 +63,10 @@ def main(args: argparse.Namespace) -> None:
             took.append(time.perf_counter() - started)
             return found
 
-        run_evaluation.next_token_probabilities = timed
-        verdicts[name] = [chosen_wins(*scores) for scores in run_evaluation.letter_scores(args, pairs)]
+        scores = letter_scores(args.model_name_or_path, pairs, probabilities=timed, **settings)
+        verdicts[name] = [chosen_wins(*each) for each in scores]
         rates[name] = len(pairs) / took[0]
         rows.append((name, f"{took[0]:.2f}", f"{rates[name]:.2f}"))
-    run_evaluation.next_token_probabilities = batched
     print(table(rows))
     same = sum(a == b for a, b in zip(*verdicts.values(), strict=True))
     ratio = rates["ours"] / rates["one by one"]

@@ -10,16 +10,14 @@ Both take the prompts of assets/seed_prompts.txt, in turn, after 3 HHH dialogues
     python benchmarks/responses.py --backend hf --model_name_or_path saved_models/SmolLM2-135M-Instruct
 """
 
-import sys
 import time
 from itertools import cycle, islice
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from alignment.decoding import HfEngine  # noqa: E402
-from alignment.generation import Request, Sampling, add_engine_arguments, engine_from, record_seed  # noqa: E402
-from alignment.prompts import REPLY_STOP, Demonstrations, Seeds, parse_reply  # noqa: E402
-from alignment.runs import REPOSITORY, ArgumentParser, number, run  # noqa: E402
+from alignment.command_line import REPOSITORY, ArgumentParser, number, run
+from alignment.engines import add_engine_arguments, engine_from
+from alignment.engines.hf import HfEngine
+from alignment.few_shot import REPLY_STOP, Demonstrations, Seeds, parse_reply
+from alignment.generation import Request, Sampling, record_seed
 
 RELEASED_BATCH = 4
 
@@ -89,9 +87,13 @@ def released_hf(engine, sampling):
     def batch(requests) -> list[str]:
         inputs = tokenizer([request.prompt for request in requests], return_tensors="pt", padding=True)
         output = model.generate(
-            **inputs.to(model.device), do_sample=True, max_new_tokens=sampling.max_tokens, top_p=sampling.top_p,
-            temperature=sampling.temperature, top_k=0,
-        )  # fmt: skip
+            **inputs.to(model.device),
+            do_sample=True,
+            max_new_tokens=sampling.max_tokens,
+            top_p=sampling.top_p,
+            temperature=sampling.temperature,
+            top_k=0,
+        )
         return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     return batch

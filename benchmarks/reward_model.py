@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from sft_memory import SHAPES, clock_of, load_model, utilisation
 
-from alignment.runs import ArgumentParser, number, run, table  # noqa: E402
-from benchmarks.sft_memory import SHAPES, clock_of, load_model, utilisation  # noqa: E402
+from alignment.command_line import ArgumentParser, number, run, table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     rows, speeds = [("way", "seconds a step", "padded tokens", "real tokens/s")], {}
     for name, batches in (("released", released(items, longest, args)), ("ours", ours(items, args))):
         if name == "ours":
-            from alignment.unpadding import unpad
+            from alignment.training.unpadding import unpad
 
             unpad(model)
         step(model, batches[:1], len(items))  # warm-up
@@ -72,10 +69,10 @@ def main(args: argparse.Namespace) -> None:
 
 def load_items(args: argparse.Namespace, vocabulary: int):
     """Items of two samples, and the longest of all the data. Drawn lengths are log-normal with median 200."""
-    from alignment.batches import Sample, encode_examples
+    from alignment.training.batches import Sample, encode_examples
 
     if args.data_path:
-        from alignment.checkpoints import training_tokenizer
+        from alignment.pretrained import training_tokenizer
         from alignment.templates import load_template
         from alignment.training_data import read_examples, usable
 
@@ -95,7 +92,7 @@ def load_items(args: argparse.Namespace, vocabulary: int):
 
 def released(items, width: int, args: argparse.Namespace):
     """Micro-batches as released: everything padded to the longest of the data, chosen and rejected apart."""
-    from alignment.batches import collate
+    from alignment.training.batches import collate
 
     batches = []
     for start in range(0, len(items), args.batch_size):
@@ -113,7 +110,7 @@ def padded(batch, width: int):
 
 def ours(items, args: argparse.Namespace):
     """Micro-batches as train.py plans them, as many as the released way has, both sides in one."""
-    from alignment.batches import collate, plan_step
+    from alignment.training.batches import collate, plan_step
 
     lengths = [max(map(len, item)) for item in items]
     plan = [batch for batch in plan_step(lengths, -(-len(items) // args.batch_size)) if batch]
@@ -126,15 +123,17 @@ def step(model, batches, pairs: int) -> float:
     clock = clock_of(model)
     import torch
 
-    from alignment.losses import bradley_terry
+    from alignment.training.losses import bradley_terry
 
     model.zero_grad(set_to_none=True)
     started = clock()
     for forwards in batches:
-        rewards = torch.cat([
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, 0].float()
-            for ids, mask in forwards
-        ])  # fmt: skip
+        rewards = torch.cat(
+            [
+                model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, 0].float()
+                for ids, mask in forwards
+            ]
+        )
         (bradley_terry(*rewards.chunk(2)).sum() / pairs).backward()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -160,7 +159,7 @@ def trl_seconds(args: argparse.Namespace, model, items) -> float | None:
     import torch
     from transformers import TrainerCallback
 
-    from alignment.checkpoints import training_tokenizer
+    from alignment.pretrained import training_tokenizer
 
     model.config.pad_token_id = 0
     rows = [{"chosen_ids": a.ids, "rejected_ids": b.ids} for a, b in items]
@@ -177,16 +176,32 @@ def trl_seconds(args: argparse.Namespace, model, items) -> float | None:
             times.append(clock() - self.started)
 
     config = RewardConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.batch_size, learning_rate=0.0, optim="sgd",
-        gradient_accumulation_steps=-(-len(items) // args.batch_size), max_steps=2, report_to="none", logging_steps=100,
-        save_strategy="no", train_sampling_strategy="group_by_length", length_column_name="length", disable_tqdm=True,
-        gradient_checkpointing=args.gradient_checkpointing, bf16=args.dtype == "bfloat16", max_length=None,
-        use_cpu=not torch.cuda.is_available(), disable_dropout=False, remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=0.0,
+        optim="sgd",
+        gradient_accumulation_steps=-(-len(items) // args.batch_size),
+        max_steps=2,
+        report_to="none",
+        logging_steps=100,
+        save_strategy="no",
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        disable_tqdm=True,
+        gradient_checkpointing=args.gradient_checkpointing,
+        bf16=args.dtype == "bfloat16",
+        max_length=None,
+        use_cpu=not torch.cuda.is_available(),
+        disable_dropout=False,
+        remove_unused_columns=False,
+    )
     trainer = RewardTrainer(
-        model=model, args=config, train_dataset=datasets.Dataset.from_list(rows), callbacks=[Clock()],
+        model=model,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        callbacks=[Clock()],
         processing_class=training_tokenizer(args.model_name_or_path),
-    )  # fmt: skip
+    )
     trainer.train_dataset = trainer.train_dataset.add_column("length", [max(map(len, item)) for item in items])
     trainer.train()
     return min(times)

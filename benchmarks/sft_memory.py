@@ -16,18 +16,29 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from alignment.runs import ArgumentParser, number, run, table  # noqa: E402
+from alignment.command_line import ArgumentParser, number, run, table
 
 SHAPES = {
-    "7b": dict(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32,
-               num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096),
-    "8b": dict(vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-               num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192),
-}  # fmt: skip  # Llama 2 7B, Llama 3 8B
+    "7b": dict(
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+    ),
+    "8b": dict(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+    ),
+}  # Llama 2 7B, Llama 3 8B
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by the makers' data sheets
 
 
@@ -108,9 +119,10 @@ def measure(args: argparse.Namespace) -> dict:
 
     import torch
 
-    from alignment.batches import IGNORED, Sample, collate
-    from alignment.losses import sft, speak_logps, summed_logps
-    from alignment.trainers import return_freed_memory
+    from alignment.training.batches import IGNORED, Sample, collate
+    from alignment.training.logps import speak_logps, summed_logps
+    from alignment.training.losses import sft
+    from alignment.training.trainers import return_freed_memory
 
     return_freed_memory()  # as train.py does on a CPU; both ways
     model = load_model(args, "AutoModelForCausalLM")

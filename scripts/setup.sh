@@ -38,7 +38,7 @@ set_up() { # [test]: with the tests' packages
     if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then
         requirements="requirements.txt"
     fi
-    stamp="$VENV/.installed-$(cd "$ROOT" && cat $requirements requirements-train.txt requirements-test.txt | cksum | tr ' ' -)"
+    stamp="$VENV/.installed-$(cd "$ROOT" && cat $requirements requirements-train.txt requirements-test.txt pyproject.toml | cksum | tr ' ' -)"
     if [ ! -e "$stamp" ]; then
         python=$(find_python) || stop "Python 3.11, 3.12 or 3.13 is needed; set PYTHON to one"
         free=$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')

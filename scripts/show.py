@@ -1,17 +1,15 @@
 """What a folder of outputs holds: ALMoST's counts in and out by reason, one comparison side by side, and the paths.
 
-    python scripts/show.py quickstart
+python scripts/show.py quickstart
 """
 
 import shutil
-import sys
 import textwrap
 from itertools import zip_longest
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from alignment.records import read_json  # noqa: E402
-from alignment.runs import ArgumentParser, UserError, run, table  # noqa: E402
+from alignment.command_line import ArgumentParser, UserError, run, table
+from alignment.records import read_json
 
 
 def parse_args(argv=None):

@@ -4,19 +4,15 @@ torchrun --nproc_per_node=2 tests/fsdp_on_cpu.py <arguments of train.py>
 """
 
 import faulthandler
-import sys
-from pathlib import Path
+
+from accelerate.state import AcceleratorState, DistributedType
+from torch.distributed.tensor import DTensor
+
+import train
+from alignment.command_line import run
+from alignment.training.trainers import AlignmentTrainer
 
 faulthandler.dump_traceback_later(100, exit=True)  # a rank left waiting for the other says where
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from accelerate.state import AcceleratorState, DistributedType  # noqa: E402
-from torch.distributed.tensor import DTensor  # noqa: E402
-
-import train  # noqa: E402
-from alignment.runs import run  # noqa: E402
-from alignment.trainers import AlignmentTrainer  # noqa: E402
-
 plain_init = AcceleratorState.__init__
 
 

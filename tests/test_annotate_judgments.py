@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from alignment.generation import Reply, SimulatedEngine
+from alignment.command_line import UserError
+from alignment.engines.simulated import SimulatedEngine
+from alignment.generation import Reply
 from alignment.judging import read_judgments
-from alignment.runs import UserError
 from scripts import annotate_judgments
 
 ROWS = [
@@ -43,13 +44,18 @@ def annotate(tmp_path, *more):
 def test_judgments_are_what_training_reads(tmp_path, judge):
     rows, counts = annotate(tmp_path)
     assert [(row["id"], row["judgment"], row["score"]) for row in rows] == [
-        (0, None, None), (1, "It must be 1.", 1), (4, "It is 4. Yes.", 1),
-    ]  # fmt: skip
+        (0, None, None),
+        (1, "It must be 1.", 1),
+        (4, "It is 4. Yes.", 1),
+    ]
     assert rows[1]["input"] == "Now." and rows[1]["output"] == "Seven."
     assert counts == {
-        "rows": 5, "faulty": 2, "satisfactory": 1, "malformed: blank response": 1,
+        "rows": 5,
+        "faulty": 2,
+        "satisfactory": 1,
+        "malformed: blank response": 1,
         "malformed: satisfactory, but goes on": 1,
-    }  # fmt: skip
+    }
     assert any("### Instruction:\nSay 1.\nNow.\n" in prompt for prompt in judge[0])
 
 
@@ -108,7 +114,7 @@ def test_rows_without_output(tmp_path, judge):
 
 def test_chat_template_of_a_local_judge(tmp_path, model_folder):
     """A judge on disk is asked through its own chat template, and its reply ends with its turn."""
-    from alignment.rendering import rendering_from
+    from alignment.templates import rendering_from
 
     args = annotate_judgments.parse_args(
         ["--model_name_or_path", str(model_folder), "--data_path", "d", "--output_file", "o", "--use_hf"]

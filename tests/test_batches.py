@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_llama
 
-from alignment.batches import (
+from alignment.training.batches import (
     IGNORED,
     Sample,
     TooLong,
@@ -17,7 +17,7 @@ from alignment.batches import (
     pack,
     plan_step,
 )
-from alignment.losses import response_logps, row_sums, speak_logps
+from alignment.training.logps import response_logps, row_sums, speak_logps
 
 
 def test_encode_cuts_the_prompt_from_the_left_and_never_the_response():
@@ -98,10 +98,15 @@ def test_a_step_holds_the_same_items_however_it_is_cut(world, accumulation):
     ranks = [list(epoch_batches(lengths, 8, accumulation, rank, world, seed=3)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {4 * accumulation}
     steps = [
-        sorted(i for batches in ranks for batch in batches[s * accumulation : (s + 1) * accumulation] for i in batch
-               if i >= 0)
+        sorted(
+            i
+            for batches in ranks
+            for batch in batches[s * accumulation : (s + 1) * accumulation]
+            for i in batch
+            if i >= 0
+        )
         for s in range(4)
-    ]  # fmt: skip
+    ]
     order = list(range(29))
     random.Random(3).shuffle(order)
     assert steps == [sorted(order[s : s + 8]) for s in range(0, 29, 8)]

@@ -1,7 +1,6 @@
-"""scripts/blame_table.py: its sums by hand, and a run on a tiny Llama with an adapter that changes nothing."""
+"""studies/blame_table.py: its sums by hand, and a run on a tiny Llama with an adapter that changes nothing."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,10 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from alignment.adapters import write_base_card
-from alignment.runs import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-import blame_table  # noqa: E402
+from studies import blame_table
 
 
 def test_gap_by_hand():

@@ -1,15 +1,12 @@
-"""scripts/collect_answers.py: published answers become the files that --mode cs reads."""
+"""studies/collect_answers.py: published answers become the files that --mode cs reads."""
 
 import json
-import sys
 
 import pytest
 
+from alignment.command_line import UserError
 from alignment.records import read_prompts, read_responses
-from alignment.runs import REPOSITORY, UserError
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-import collect_answers  # noqa: E402
+from studies import collect_answers
 
 
 def collect(folder, *more):

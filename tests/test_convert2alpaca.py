@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 from scripts import convert2alpaca
 
 
@@ -55,15 +55,27 @@ def test_critiques(tmp_path, name):
     records, counts = convert(write_jsonl(tmp_path / name, CRITIQUES), tmp_path / "out.json")
     instruction = "A passage.\nWhat is it about?"
     assert records == [
-        {"id": "0-0", "instruction": instruction, "input": "", "output": "better",
-         "judgment": "Misses the end. Too long.", "score": 1},
+        {
+            "id": "0-0",
+            "instruction": instruction,
+            "input": "",
+            "output": "better",
+            "judgment": "Misses the end. Too long.",
+            "score": 1,
+        },
         {"id": "0-1", "instruction": instruction, "input": "", "output": "perfect", "judgment": None, "score": None},
-    ]  # fmt: skip
+    ]
     assert counts == {
-        "rows read": 2, "records": 2, "satisfactory": 1, "faulty": 1, "dropped: no critique, yet rated below 7": 1,
-        "dropped: empty answer": 1, "dropped: skipped by its labeller": 1, "dropped: empty last refinement": 1,
+        "rows read": 2,
+        "records": 2,
+        "satisfactory": 1,
+        "faulty": 1,
+        "dropped: no critique, yet rated below 7": 1,
+        "dropped: empty answer": 1,
+        "dropped: skipped by its labeller": 1,
+        "dropped: empty last refinement": 1,
         "dropped: empty critique": 1,
-    }  # fmt: skip
+    }
 
 
 def test_shepherd(tmp_path):

@@ -10,16 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignment.judged import ALIGN_N, ALIGN_P, MISALIGN, Line
-from alignment.losses import (
-    cut,
-    cut_as_released,
-    inappropriate_tokens,
-    log1mexp,
-    response_logps,
-    speak_logps,
-    unlikelihood_weight,
-)
+from alignment.training.cut_lines import ALIGN_N, ALIGN_P, MISALIGN, Line
+from alignment.training.logps import response_logps, speak_logps
+from alignment.training.losses import cut, cut_as_released, inappropriate_tokens, log1mexp, unlikelihood_weight
 from benchmarks import cut_step
 from benchmarks.cut_step import released_loss
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 
-from alignment import decoding
-from alignment.decoding import HfEngine, attend_with_prefix, sample
+from alignment.engines import decoding
+from alignment.engines.decoding import attend_with_prefix, sample
+from alignment.engines.hf import HfEngine
 from alignment.generation import Request, Sampling
 
 HEADER = "A header that all prompts begin with, long enough to be worth a pass of its own."
@@ -97,9 +98,15 @@ def test_a_model_with_sliding_windows_runs_without_sharing(tmp_path):
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=16, max_position_embeddings=512,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=16,
+        max_position_embeddings=512,
+    )
     MistralForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = HfEngine(str(tmp_path), 1, None, 64)

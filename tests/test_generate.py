@@ -5,7 +5,7 @@ import json
 import pytest
 
 import generate
-from alignment.runs import UserError
+from alignment.command_line import UserError
 
 ROWS = [{"instruction": "Say one.", "id": 5}, {"instruction": "Say two.", "input": "Now.", "dataset": "koala"}]
 
@@ -75,7 +75,7 @@ def test_sampling_flags(tmp_path, model_folder, data):
 
 def test_interrupted_run_goes_on(tmp_path, data, monkeypatch):
     """What was finished before the interrupt is in the journal and is not asked for again."""
-    from alignment.generation import SimulatedEngine
+    from alignment.engines.simulated import SimulatedEngine
 
     asked, original = [], SimulatedEngine.complete
 

@@ -9,19 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from alignment.checkpoints import check_model
-from alignment.generation import (
-    OpenAIEngine,
-    Reply,
-    Request,
-    Sampling,
-    SimulatedEngine,
-    generate,
-    model_identity,
-    record_seed,
-)
+from alignment.command_line import UserError
+from alignment.engines.openai import OpenAIEngine
+from alignment.engines.simulated import SimulatedEngine
+from alignment.generation import Reply, Request, Sampling, generate, record_seed
 from alignment.journal import Journal
-from alignment.runs import UserError
+from alignment.pretrained import check_model, model_identity
 
 REQUESTS = [Request(f"Prompt {i}\n\nAssistant: ", record_seed(0, i)) for i in range(20)]
 

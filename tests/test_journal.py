@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from alignment.command_line import UserError
 from alignment.journal import Journal, key
-from alignment.runs import UserError
 
 
 def test_what_was_added_is_found_again(tmp_path):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from alignment import judging
+from alignment.command_line import UserError
 from alignment.judging import Verdict, parse_ai_judgment, parse_annotation, parse_judgment, quoted_spans
-from alignment.runs import UserError
 
 ROW = {"id": 0, "instruction": "Add {1} and 1.", "input": "", "output": "It is {3}.", "judgment": "It is 2."}
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
 from alignment.adapters import check_base, fingerprint, write_base_card
-from alignment.runs import UserError
+from alignment.command_line import UserError
 
 
 @pytest.fixture

@@ -191,14 +191,10 @@ def script_call(words: list[str]) -> tuple[str, list[str]] | None:
 
 @functools.cache
 def parser_of(script: Path):
-    """The parse_args of a script. Its folder is found first, as when it is run."""
+    """The parse_args of a script."""
     spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(script.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(script.parent))
+    spec.loader.exec_module(module)
     return module.parse_args
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from alignment.command_line import UserError
 from alignment.records import json_list, read_json, read_prompts, read_responses, read_text, write_whole
-from alignment.runs import UserError
 
 
 def test_a_text_is_read_without_its_byte_order_mark_and_with_plain_newlines(tmp_path):
@@ -14,8 +14,7 @@ def test_a_text_is_read_without_its_byte_order_mark_and_with_plain_newlines(tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(None, "does not exist"), (b" \n", "is empty"), (b"caf\xe9 au lait", r"not UTF-8 \(byte 3\)")],
+    ("content", "said"), [(None, "does not exist"), (b" \n", "is empty"), (b"caf\xe9 au lait", r"not UTF-8 \(byte 3\)")]
 )
 def test_a_text_that_cannot_be_read(tmp_path, content, said):
     if content is not None:

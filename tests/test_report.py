@@ -6,15 +6,20 @@ import re
 import pytest
 from conftest import make_tokenizer
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 from scripts import report_blame
 
-HOSTILE = '</script><img src=x onerror=alert(1)>'
+HOSTILE = "</script><img src=x onerror=alert(1)>"
 ROWS = [
-    {"id": 3, "instruction": "Say <b>hi</b>.", "input": "", "output": f"It is déjà vu. {HOSTILE}",
-     "judgment": f'It says "déjà vu", and {HOSTILE}.'},
+    {
+        "id": 3,
+        "instruction": "Say <b>hi</b>.",
+        "input": "",
+        "output": f"It is déjà vu. {HOSTILE}",
+        "judgment": f'It says "déjà vu", and {HOSTILE}.',
+    },
     {"id": 4, "instruction": "Say hi.", "input": "", "output": "Hi.", "judgment": None},
-]  # fmt: skip
+]
 
 
 def report(tmp_path, model_folder, rows, *more):

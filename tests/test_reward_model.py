@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 
-from alignment.checkpoints import fit_embeddings, separate_padding
-from alignment.reward_model import encode_texts, load, score
-from alignment.runs import UserError
+from alignment.command_line import UserError
+from alignment.pretrained import fit_embeddings, separate_padding
+from alignment.training.reward_model import encode_texts, load, score
 
 ROWS = [{"prompt": "alpha " * times} for times in (1, 3, 9)]
 RESPONSES = ["x", "yy zz", "w" * 40]
@@ -52,9 +52,13 @@ def test_vllm_scores_as_we_do(classifier, tmp_path):
     ours = score(model, template, ROWS, RESPONSES)
     prompts = [sample.ids for sample in encode_texts(template, ROWS, RESPONSES, None)]
     (tmp_path / "ask.py").write_text(VLLM)
-    done = subprocess.run([sys.executable, str(tmp_path / "ask.py"), str(classifier), json.dumps(prompts)],
-                          capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "ask.py"), str(classifier), json.dumps(prompts)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("[")))
     assert theirs == pytest.approx(ours, abs=1e-4)

@@ -1,19 +1,15 @@
 """Static HHH: what is asked, how it is counted, and that batches change nothing."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "eval"))
-
-import run_evaluation  # noqa: E402
-from hhh import LEAD_IN, Comparison, by_type, chosen_wins, question, read_comparisons, wilson  # noqa: E402
-
-from alignment.runs import UserError  # noqa: E402
+from alignment.command_line import UserError
+from alignment.training.static_hhh import LEAD_IN, Comparison, by_type, chosen_wins, question, read_comparisons, wilson
+from eval import run_evaluation
+from studies import reward_table
 
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: "
 
@@ -62,9 +58,20 @@ def test_by_type_is_micro_over_all():
 def test_a_policy_in_batches_is_the_policy_alone(rows, model_folder, tmp_path):
     """Probabilities of both letters from batches of mixed lengths: those of each text by itself, unpadded."""
     out = tmp_path / "result.json"
-    run_evaluation.main(run_evaluation.parse_args(
-        ["--data_path", str(rows), "--model_name_or_path", str(model_folder), "--batch_tokens", "2000",
-         "--output_path", str(out)]))  # fmt: skip
+    run_evaluation.main(
+        run_evaluation.parse_args(
+            [
+                "--data_path",
+                str(rows),
+                "--model_name_or_path",
+                str(model_folder),
+                "--batch_tokens",
+                "2000",
+                "--output_path",
+                str(out),
+            ]
+        )
+    )
     items = json.loads(out.read_text())["items"]
     model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     from transformers import AutoTokenizer
@@ -80,8 +87,20 @@ def test_a_policy_in_batches_is_the_policy_alone(rows, model_folder, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_limit_length_and_precision(rows, model_folder, tmp_path, dtype):
     """Three items, of whose texts the last 40 tokens are read, by a model of that precision."""
-    words = ["--data_path", rows, "--model_name_or_path", model_folder, "--limit", "3", "--max_length", "40",
-             "--dtype", dtype, "--output_path", tmp_path / "result.json"]  # fmt: skip
+    words = [
+        "--data_path",
+        rows,
+        "--model_name_or_path",
+        model_folder,
+        "--limit",
+        "3",
+        "--max_length",
+        "40",
+        "--dtype",
+        dtype,
+        "--output_path",
+        tmp_path / "result.json",
+    ]
     run_evaluation.main(run_evaluation.parse_args(list(map(str, words))))
     items = json.loads((tmp_path / "result.json").read_text())["items"]
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval()
@@ -98,13 +117,17 @@ def test_limit_length_and_precision(rows, model_folder, tmp_path, dtype):
 
 def test_a_reward_model(rows, tmp_path, tokenizer, llama, capsys):
     """r(chosen) > r(rejected) as transformers scores them one by one; the table has every type."""
-    model = AutoModelForSequenceClassification.from_config(llama.config.__class__(
-        **{**llama.config.to_dict(), "num_labels": 1}))  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(
+        llama.config.__class__(**{**llama.config.to_dict(), "num_labels": 1})
+    )
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     out = tmp_path / "result.json"
-    run_evaluation.main(run_evaluation.parse_args(
-        ["--data_path", str(rows), "--reward_model", str(tmp_path / "rm"), "--output_path", str(out)]))  # fmt: skip
+    run_evaluation.main(
+        run_evaluation.parse_args(
+            ["--data_path", str(rows), "--reward_model", str(tmp_path / "rm"), "--output_path", str(out)]
+        )
+    )
     found = json.loads(out.read_text())
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     for item, pair in zip(found["items"], read_comparisons(rows), strict=True):
@@ -118,8 +141,9 @@ def test_a_reward_model(rows, tmp_path, tokenizer, llama, capsys):
 
 def test_pairs_of_any_form_by_their_meta(tmp_path, tokenizer, llama, capsys):
     """Accuracy by kind of pair, the equal pair dropped, and how often the longer one wins: 2 of 3. As a table too."""
-    model = AutoModelForSequenceClassification.from_config(llama.config.__class__(
-        **{**llama.config.to_dict(), "num_labels": 1}))  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(
+        llama.config.__class__(**{**llama.config.to_dict(), "num_labels": 1})
+    )
     model.config.reward_max_length = 64
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
@@ -132,9 +156,6 @@ def test_pairs_of_any_form_by_their_meta(tmp_path, tokenizer, llama, capsys):
     found, shown = json.loads((tmp_path / "m.pairs.json").read_text()), capsys.readouterr().out
     assert {name: each["n"] for name, each in found["results"].items()} == {"x-vs-y": 2, "y-vs-z": 1, "all": 3}
     assert found["longer_wins"] == pytest.approx(2 / 3) and "the longer one is chosen in 66.7%" in shown
-
-    sys.path.insert(0, str(Path(run_evaluation.__file__).parent.parent / "scripts"))
-    import reward_table
 
     reward_table.main(reward_table.parse_args([str(tmp_path)]))
     share = f"{100 * found['results']['all']['accuracy']:.1f}"

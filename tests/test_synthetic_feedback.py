@@ -11,8 +11,8 @@ import time
 import pytest
 
 import synthetic_feedback
+from alignment.command_line import REPOSITORY, UserError
 from alignment.filters import QUERY_RULES, why_drop
-from alignment.runs import REPOSITORY, UserError
 
 SCRIPT = REPOSITORY / "synthetic_feedback.py"
 SEEDS, HHH, FAITHFUL = (
@@ -193,11 +193,14 @@ def responses(prompts_folder):
 def test_cs_pairs_and_waterfall(responses, capsys):
     pairs = cs(responses, "A", "B", "C")
     assert [(row["prompt"][-2], row["meta"]) for row in pairs] == [
-        ("0", "A-vs-B"), ("0", "B-vs-C"), ("1", "A-vs-C"), ("2", "B-vs-C"), ("3", "B-vs-C"), ("4", "B-vs-C"),
-    ]  # fmt: skip
-    assert pairs[0] == {
-        "prompt": "What about number 0?", "chosen": reply(4), "rejected": reply(3), "meta": "A-vs-B",
-    }  # fmt: skip
+        ("0", "A-vs-B"),
+        ("0", "B-vs-C"),
+        ("1", "A-vs-C"),
+        ("2", "B-vs-C"),
+        ("3", "B-vs-C"),
+        ("4", "B-vs-C"),
+    ]
+    assert pairs[0] == {"prompt": "What about number 0?", "chosen": reply(4), "rejected": reply(3), "meta": "A-vs-B"}
     counts = json.loads((responses / "comparison.json.run.json").read_text())["counts"]
     assert counts["dropped"] == {
         "A": {"marked BAD": 1, "no reply": 1, "ends with ? or :": 1},
@@ -225,13 +228,19 @@ def test_cs_keeps_the_pairs_on_which_a_reward_model_agrees(responses, tmp_path, 
     import torch
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-    from alignment import reward_model
+    from alignment.training import reward_model
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_labels=1, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=2048,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=2048,
+    )
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     monkeypatch.setattr(synthetic_feedback, "SCORED_TOGETHER", 4)
@@ -433,8 +442,6 @@ def test_a_second_writer_is_refused(tmp_path):
 
     with Journal(tmp_path / "prompts.txt"):
         command = [sys.executable, str(SCRIPT), "--mode", "pg", "--prompt_file_path", SEEDS]
-        process = subprocess.run(
-            [*command, "--output_dir", str(tmp_path), *SIMULATED], capture_output=True, text=True
-        )
+        process = subprocess.run([*command, "--output_dir", str(tmp_path), *SIMULATED], capture_output=True, text=True)
     assert process.returncode == 2 and "is being written by process" in process.stderr
     assert process.stderr.count("\n") == 1

@@ -3,7 +3,7 @@
 import pytest
 from conftest import CHATML, make_tokenizer
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 from alignment.templates import TEMPLATES, load_template
 
 ROW = {"prompt": "Why?", "judgment": "Too short."}

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import train
-from alignment import verification
-from alignment.reward_model import load, score
-from alignment.runs import UserError
+from alignment.command_line import UserError
+from alignment.training import saving
+from alignment.training.reward_model import load, score
 
 REPOSITORY = Path(train.__file__).parent
 WORDS = ["alpha", "beta", "gamma", "delta"]
@@ -41,7 +41,7 @@ def data(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Verification in this process, which a fresh one repeats only in the tests that are about it."""
-    monkeypatch.setattr(train, "verify", lambda folder: verification.verify(str(folder)))
+    monkeypatch.setattr(train, "verify", lambda folder: saving.verify(str(folder)))
 
 
 def argv(data, folder, objective, name="out", **changes):
@@ -84,9 +84,14 @@ def test_a_step_does_not_depend_on_how_it_is_cut(quick, data, model_folder, obje
     cuts = {}
     for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
         folder = go(
-            data, model_folder, "sft" if extra else objective, name=f"cut{batch}", per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation, **extra,
-        )  # fmt: skip
+            data,
+            model_folder,
+            "sft" if extra else objective,
+            name=f"cut{batch}",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            **extra,
+        )
         cuts[batch] = history(folder), history(folder, "grad_norm"), weights(folder)
     losses, norms, tensors = cuts[8]
     assert len(losses) >= 1 + (objective != "packed")
@@ -117,7 +122,7 @@ def test_freed_memory_is_returned():
     """32 of 64 blocks of 4 MB are freed: the process is 128 MB smaller, and without the call it is not."""
     program = """if True:
         import os, sys, torch
-        from alignment.trainers import return_freed_memory
+        from alignment.training.trainers import return_freed_memory
         size = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
         if sys.argv[1] == "yes":
             return_freed_memory()
@@ -138,17 +143,30 @@ def test_freed_memory_is_returned():
 
 @pytest.mark.parametrize(
     "objective, extra",
-    [("sft", {"packing": True}), ("reward", {"normalize_reward": True}), ("dpo", {}), ("orpo", {}),
-     ("sft", {"lora_r": 4}), ("reward", {"lora_r": 4, "gradient_checkpointing": True}), ("dpo", {"lora_r": 4}),
-     ("sft", {"optim": "adamw_bnb_8bit"})],
-)  # fmt: skip
+    [
+        ("sft", {"packing": True}),
+        ("reward", {"normalize_reward": True}),
+        ("dpo", {}),
+        ("orpo", {}),
+        ("sft", {"lora_r": 4}),
+        ("reward", {"lora_r": 4, "gradient_checkpointing": True}),
+        ("dpo", {"lora_r": 4}),
+        ("sft", {"optim": "adamw_bnb_8bit"}),
+    ],
+)
 def test_every_objective_learns_and_saves(quick, data, model_folder, objective, extra):
     """Twenty epochs: the loss falls, what is logged is there, and the run card says that the saved model agrees."""
     file = "sft.json" if objective == "sft" else "pairs.json"
     folder = go(
-        data, model_folder, objective, num_train_epochs=20, learning_rate=1e-2, eval_data_path=data / file,
-        eval_strategy="epoch", **extra,
-    )  # fmt: skip
+        data,
+        model_folder,
+        objective,
+        num_train_epochs=20,
+        learning_rate=1e-2,
+        eval_data_path=data / file,
+        eval_strategy="epoch",
+        **extra,
+    )
     losses = history(folder)
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
     assert len(history(folder, "eval_loss")) == 20 and history(folder, "tokens_per_second")
@@ -185,8 +203,9 @@ def test_a_reward_model_is_scored_by_transformers_as_by_us(quick, data, model_fo
     for row, reward in zip(rows, ours, strict=True):
         ids = template.tokenizer(text.format(row["prompt"], row["chosen"]), return_tensors="pt")
         assert plain(ids["input_ids"]).logits.item() == pytest.approx(reward, abs=1e-5)
-    both = score(model, template, rows * 2, [row[side] for side in ("chosen", "rejected") for row in rows],
-                 normalize=True)  # fmt: skip
+    both = score(
+        model, template, rows * 2, [row[side] for side in ("chosen", "rejected") for row in rows], normalize=True
+    )
     assert torch.tensor(both).mean().item() == pytest.approx(0, abs=1e-4)
     assert torch.tensor(both).std().item() == pytest.approx(1, abs=1e-4)
 
@@ -226,14 +245,16 @@ def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, obj
         pass
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        from alignment.history import History
+        from alignment.training.history import History
 
         written = History.on_log
         patch.setattr(
-            History, "on_log",
-            lambda self, args, state, control, **kw: written(self, args, state, control, **kw)
-            if state.global_step < 3 else (_ for _ in ()).throw(Stopped),
-        )  # fmt: skip
+            History,
+            "on_log",
+            lambda self, args, state, control, **kw: (
+                written(self, args, state, control, **kw) if state.global_step < 3 else (_ for _ in ()).throw(Stopped)
+            ),
+        )
         train.main(train.parse_args(flags))
     with pytest.raises(UserError, match="holds another run"):
         train.main(train.parse_args(flags))
@@ -245,10 +266,23 @@ def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, obj
 
 def test_limit_steps_and_adapter_flags(quick, data, model_folder):
     folder = go(
-        data, model_folder, "sft", limit=9, max_steps=3, eval_data_path=data / "sft.json", eval_strategy="steps",
-        eval_steps=2, save_strategy="steps", save_steps=1, save_total_limit=2, attn_implementation="eager",
-        lora_r=2, lora_alpha=7, lora_dropout=0.25, lora_target_modules="q_proj v_proj",
-    )  # fmt: skip
+        data,
+        model_folder,
+        "sft",
+        limit=9,
+        max_steps=3,
+        eval_data_path=data / "sft.json",
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=2,
+        attn_implementation="eager",
+        lora_r=2,
+        lora_alpha=7,
+        lora_dropout=0.25,
+        lora_target_modules="q_proj v_proj",
+    )
     assert len(history(folder)) == 3 and len(history(folder, "eval_loss")) == 2  # at step 2, and at the last
     assert json.loads((data / "out.run.json").read_text())["counts"]["rows"]["train"]["kept"] == 9
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
@@ -300,20 +334,26 @@ def test_a_fresh_process_refuses_what_was_not_trained(data, model_folder):
     folder = go(data, model_folder, "reward")
     good = weights(folder)
     for name in ("score.weight", "model.layers.0.mlp.up_proj.weight"):
-        save_file(good | {name: good[name] + 0.05 * torch.randn_like(good[name])}, folder / "model.safetensors",
-                  {"format": "pt"})  # fmt: skip
-        verdict = verification.verify(str(folder))
+        save_file(
+            good | {name: good[name] + 0.05 * torch.randn_like(good[name])},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+        verdict = saving.verify(str(folder))
         assert not verdict["agrees"] and verdict["single"] > verdict["tolerance"], name
     save_file({k: v for k, v in good.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
     assert not train.verify(folder)["agrees"]
 
 
 def test_a_model_that_does_not_load_fails_the_run(data, model_folder, monkeypatch):
-    from alignment.trainers import AlignmentTrainer
+    from alignment.training.trainers import AlignmentTrainer
 
     saved = AlignmentTrainer.save_final
-    monkeypatch.setattr(AlignmentTrainer, "save_final", lambda self, folder: (
-        saved(self, folder), (folder / "model.safetensors").write_bytes(b"torn")))  # fmt: skip
+    monkeypatch.setattr(
+        AlignmentTrainer,
+        "save_final",
+        lambda self, folder: (saved(self, folder), (folder / "model.safetensors").write_bytes(b"torn")),
+    )
     with pytest.raises(UserError, match="cannot be loaded again"):
         go(data, model_folder, "reward")
     assert not (data / "out.run.json").exists()
@@ -324,9 +364,16 @@ def test_a_model_that_does_not_load_fails_the_run(data, model_folder, monkeypatc
 
 def torchrun(script, flags, processes=2):
     port = random.randint(20_000, 60_000)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-               f"--master_port={port}", script, *flags]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        f"--master_port={port}",
+        script,
+        *flags,
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=240)
 
 
@@ -439,8 +486,10 @@ def test_flags_of_transformers_pass():
 def test_exit_code_is_2(data):
     done = subprocess.run(
         [sys.executable, "train.py", *argv(data, "nowhere", "sft", data_path="none.json")],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stderr == "train.py: error: data none.json does not exist\n"
 
 

@@ -1,14 +1,10 @@
 """The training benchmarks measure the same computation both ways, and print their ratio."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks import hhh, reward_model, sft_memory  # noqa: E402
+from benchmarks import hhh, reward_model, sft_memory
 
 
 def test_both_ways_have_the_same_loss(model_folder):

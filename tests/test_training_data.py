@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 from alignment.training_data import Example, control, read_examples, report, usable
 
 HH = "\n\nHuman: Q\n\nAssistant: "

@@ -6,13 +6,22 @@ from conftest import make_llama
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from alignment.batches import Sample, collate_packed
-from alignment.unpadding import BY_ROW, shared_rows, unpad, window_mask
+from alignment.training.batches import Sample, collate_packed
+from alignment.training.unpadding import BY_ROW, shared_rows, unpad, window_mask
 
 SMALL = dict(
-    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 ARCHITECTURES = {
     "llama": {},
     "mistral": {"sliding_window": 4},  # shorter than the rows
@@ -157,10 +166,13 @@ def test_the_attention_is_not_written_into_the_checkpoint(tmp_path):
     assert BY_ROW not in (tmp_path / "config.json").read_text()
 
 
-@pytest.mark.parametrize("name, more", [
-    ("mamba", dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)),
-    ("gemma3_text", SMALL | {"use_bidirectional_attention": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("mamba", dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)),
+        ("gemma3_text", SMALL | {"use_bidirectional_attention": True}),
+    ],
+)
 def test_layers_with_a_state_or_that_look_ahead_keep_their_padding(name, more):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **more))
     before = model.get_decoder().forward

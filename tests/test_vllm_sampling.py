@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alignment.decoding import least_inside
+from alignment.engines.decoding import least_inside
 
 pytestmark = pytest.mark.slow  # importing vLLM takes seconds
 
@@ -23,7 +23,7 @@ def test_a_rows_tokens_depend_on_its_seed_alone():
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-    from alignment.vllm_sampling import Choose
+    from alignment.engines.vllm_sampling import Choose
 
     torch.manual_seed(0)
     logits = torch.randn(3, 500)

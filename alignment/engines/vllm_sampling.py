@@ -1,7 +1,7 @@
 """Sampling for vLLM's CPU build, whose own takes longer than a small model's forward: it sorts the whole vocabulary for
 top-p, and fills a vocabulary of noise from every seeded request's generator.
 
-Given to `LLM(logits_processors=[...])` by alignment/generation.py. A request asks for it by extra_args
+Given to `LLM(logits_processors=[...])` by vllm.py. A request asks for it by extra_args
 {"seed", "top_p"} and leaves vLLM's own at their defaults. The only module
 that imports vLLM at its top: vLLM's worker processes load it.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from alignment.decoding import pick
+from alignment.engines.decoding import pick
 
 
 class Chooser(NamedTuple):

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alignment.batches import Sample, budgeted_batches, collate, encode
+from alignment.command_line import UserError
 from alignment.judging import instruction_of
-from alignment.losses import response_logps
-from alignment.runs import UserError
 from alignment.templates import TEMPLATES, Template, adds_bos, continuation_ids, load_template
+from alignment.training.batches import Sample, budgeted_batches, collate, encode
+from alignment.training.logps import response_logps
 
 MISALIGN, ALIGN_N, ALIGN_P, JUDGMENT = KINDS = range(4)
 ASK_JUDGMENT = "\n\n### Judgment:\n"
@@ -58,9 +58,9 @@ def kinds_of(row: dict, method: str) -> tuple[int, ...]:
     """The lines through which a method learns a row; none where it does not."""
     if row["judgment"] is None:
         return (ALIGN_P,)
-    return {
-        "cut": (MISALIGN, ALIGN_N), "mle": (), "forward_prediction": (MISALIGN, JUDGMENT), "hindsight": (ALIGN_N,),
-    }[method]  # fmt: skip
+    return {"cut": (MISALIGN, ALIGN_N), "mle": (), "forward_prediction": (MISALIGN, JUDGMENT), "hindsight": (ALIGN_N,)}[
+        method
+    ]
 
 
 def load_templates(name: str, tokenizer: Any) -> tuple[Template, Template]:
@@ -72,9 +72,7 @@ def load_templates(name: str, tokenizer: Any) -> tuple[Template, Template]:
     return plain, load_template(f"{name}_judgment", tokenizer)
 
 
-def encode_rows(
-    rows: Sequence[dict], method: str, templates: tuple[Template, Template], max_length: int
-) -> Encoded:
+def encode_rows(rows: Sequence[dict], method: str, templates: tuple[Template, Template], max_length: int) -> Encoded:
     """The items of `rows` in order, of at most `max_length` tokens a line.
 
     What is too long loses its beginning: first the prompt, then the response, whose end is kept (as released). A line

@@ -1,6 +1,6 @@
 """Is what was saved what was trained? Run in a fresh process on the saved folder, before train.py may exit with 0.
 
-    python -m alignment.verification outputs/rm      # prints one line of JSON; exit code 0 where the values agree
+    python -m alignment.training.saving outputs/rm      # prints one line of JSON; exit code 0 where the values agree
 
 Reads `check.json` in the folder, which the trained model left: ids of up to 8 rows and the value it gave each, the
 reward, or the mean log-probability of the response's tokens. The saved model must give the same in fp32, alone and in
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from alignment.batches import Sample, collate
-from alignment.checkpoints import fit_embeddings, load_pretrained, training_tokenizer
-from alignment.losses import response_logps, row_means, speak_logps
-from alignment.reward_model import batch_rewards
-from alignment.reward_model import load as load_reward_model
+from alignment.pretrained import fit_embeddings, load_pretrained, training_tokenizer
+from alignment.training.batches import Sample, collate
+from alignment.training.logps import response_logps, row_means, speak_logps
+from alignment.training.reward_model import batch_rewards
+from alignment.training.reward_model import load as load_reward_model
 
 # Allowed difference, times max(1, |value|). Computing in bf16 moves a reward of SmolLM2-135M by up to 0.13
 FP32, BF16 = 2e-4, 0.25

@@ -6,16 +6,8 @@ import sys
 
 import pytest
 
-from alignment.runs import (
-    ArgumentParser,
-    UserError,
-    boolean,
-    check_output_dir,
-    number,
-    sha256,
-    table,
-    write_run_card,
-)
+from alignment.command_line import ArgumentParser, UserError, boolean, number, table
+from alignment.run_cards import check_output_dir, sha256, write_run_card
 
 
 def parser():
@@ -62,7 +54,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, capsys):
 def test_a_users_mistake_an_interrupt_and_a_reader_that_left(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; from alignment.runs import UserError, run\n"
+        "import sys; from alignment.command_line import UserError, run\n"
         "def main(args):\n"
         "    print('x' * 100000)\n"
         "    raise {'user': UserError('row 3 is bad'), 'interrupt': KeyboardInterrupt()}[sys.argv[1]]\n"
@@ -79,8 +71,10 @@ def test_a_users_mistake_an_interrupt_and_a_reader_that_left(tmp_path):
     assert (second.returncode, second.stderr) == (2, "")  # the first rank says it
     left = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} {script} user | true"],
-        capture_output=True, text=True, env={"PYTHONPATH": "."},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": "."},
+    )
     assert "Traceback" not in left.stderr
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from alignment import losses
-from alignment.judged import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, evaluating, logps_by_kind
-from alignment.trainers import AlignmentTrainer
+from alignment.training import losses
+from alignment.training.cut_lines import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, evaluating, logps_by_kind
+from alignment.training.trainers import AlignmentTrainer
 
 Batch = dict[str, Tensor]
 TOTALS = ("tokens", "judgment_tokens", "micro_batches")  # N, Q
@@ -127,10 +127,13 @@ def blame_sums(judged: Tensor, plain: Tensor, blamed: Tensor) -> dict[str, Tenso
     """Sums over the flawed rows' tokens (M,): how many, how many blamed, and the margins and log p(y_t|x) of both."""
     margin, kept = judged - plain, ~blamed
     return {
-        "flawed_tokens": blamed.new_tensor(len(blamed), dtype=plain.dtype), "blamed_tokens": blamed.sum(),
-        "margin_blamed": margin[blamed].sum(), "margin_kept": margin[kept].sum(),
-        "logp_blamed": plain[blamed].sum(), "logp_kept": plain[kept].sum(),
-    }  # fmt: skip
+        "flawed_tokens": blamed.new_tensor(len(blamed), dtype=plain.dtype),
+        "blamed_tokens": blamed.sum(),
+        "margin_blamed": margin[blamed].sum(),
+        "margin_kept": margin[kept].sum(),
+        "logp_blamed": plain[blamed].sum(),
+        "logp_kept": plain[kept].sum(),
+    }
 
 
 def readable(sums: dict[str, float]) -> dict[str, float]:

@@ -37,9 +37,15 @@ WHOLE_LAYERS = {"full_attention", "sliding_attention"}  # of config.layer_types:
 
 
 def attention_by_row(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    rows: Rows | None = None, sliding_window: int | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    rows: Rows | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """SDPA for transformers' AttentionInterface. With `rows`, (1, heads, M, d) is a line of their tokens."""
     if rows is None:
         return sdpa_attention_forward(

@@ -23,12 +23,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from alignment import losses
-from alignment.batches import IGNORED, Item, Sample, budgeted_batches, epoch_batches
-from alignment.history import Bar, History
-from alignment.losses import response_logps, row_means, row_sums, summed_logps
-from alignment.runs import UserError
-from alignment.verification import values
+from alignment.command_line import UserError
+from alignment.training import logps, losses
+from alignment.training.batches import IGNORED, Item, Sample, budgeted_batches, epoch_batches
+from alignment.training.history import Bar, History
+from alignment.training.logps import response_logps, row_means, row_sums, summed_logps
+from alignment.training.saving import values
 
 Batch = dict[str, Tensor]
 Step = Callable[[nn.Module, Batch, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -158,8 +158,16 @@ class AlignmentTrainer(Trainer):
     `references` maps "train" and "eval" to one tensor (items, 2) of the reference's log-probabilities, for DPO.
     """
 
-    def __init__(self, *, step: Step, collate: Callable, items: Sequence[Item], eval_items: Sequence[Item] | None,
-                 packed: bool = False, **kwargs: Any):  # fmt: skip
+    def __init__(
+        self,
+        *,
+        step: Step,
+        collate: Callable,
+        items: Sequence[Item],
+        eval_items: Sequence[Item] | None,
+        packed: bool = False,
+        **kwargs: Any,
+    ):
         if kwargs["args"].device.type == "cpu":
             return_freed_memory()
         super().__init__(train_dataset=Items(items), eval_dataset=Items(eval_items) if eval_items else None, **kwargs)
@@ -304,9 +312,12 @@ class AlignmentTrainer(Trainer):
         """What verification.py compares: ids of the first samples and the trained model's values of them."""
         samples = self.first_samples(rows)
         return {
-            "kind": kind, "exact": self.answers_in_fp32(), "pad_id": self.processing_class.pad_token_id,
-            "samples": [vars(sample) for sample in samples], "values": self.values_of(samples, kind),
-        }  # fmt: skip
+            "kind": kind,
+            "exact": self.answers_in_fp32(),
+            "pad_id": self.processing_class.pad_token_id,
+            "samples": [vars(sample) for sample in samples],
+            "values": self.values_of(samples, kind),
+        }
 
     def answers_in_fp32(self) -> bool:
         """Whether `values_of` computes in fp32: not where FSDP gathers in 16 bits, nor for a quantised base."""
@@ -327,7 +338,7 @@ class AlignmentTrainer(Trainer):
             model = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model_wrapped)
             return values(model.eval(), samples, pad_id, kind, 8)
         model = self.accelerator.unwrap_model(self.model_wrapped).float().eval()
-        with losses.answering(model, vars(model).get("_original_forward", model.forward)):
+        with logps.answering(model, vars(model).get("_original_forward", model.forward)):
             return values(model, samples, pad_id, kind, 8)
 
     def save_final(self, folder: Path) -> None:

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment.command_line import UserError
 from alignment.records import read_text
-from alignment.runs import UserError
 
 SEPARATOR = "\n\n-----"
 

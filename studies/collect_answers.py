@@ -1,6 +1,6 @@
 """Answers of several models to the same instructions -> the prompts and configurations that --mode cs ranks.
 
-    python scripts/collect_answers.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-14B-Chat \\
+    python studies/collect_answers.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-14B-Chat \\
         --output_dir outputs/qwen --held_out 0.25
 
 Reads <answers_dir>/<model>/model_outputs.json, rows of instruction and output, as AlpacaEval publishes them. Writes
@@ -12,15 +12,13 @@ prompt a line.
 from __future__ import annotations
 
 import random
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
-
+from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.judging import read_instructions
 from alignment.records import json_list, write_whole
-from alignment.runs import ArgumentParser, UserError, check_output_dir, number, run, table, write_run_card
+from alignment.run_cards import check_output_dir, write_run_card
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -62,8 +60,12 @@ def main(args: Namespace) -> None:
     write(args.output_dir, taken[apart:], instructions, answers)
     if apart:
         write(args.output_dir / "held_out", taken[:apart], instructions, answers)
-    counts = {"instructions": len(instructions), "of several lines": len(instructions) - len(single),
-              "prompts": len(taken) - apart, "held out": apart}  # fmt: skip
+    counts = {
+        "instructions": len(instructions),
+        "of several lines": len(instructions) - len(single),
+        "prompts": len(taken) - apart,
+        "held out": apart,
+    }
     inputs = [args.answers_dir / model / "model_outputs.json" for model in args.models]
     write_run_card(args.output_dir / "prompts.txt", args, counts=counts, inputs=inputs)
     print(table([(f"{args.answers_dir} -> {args.output_dir}", ""), *counts.items()]))

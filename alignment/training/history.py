@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
 
 
 def check_reports(names: Sequence[str]) -> None:
@@ -80,8 +80,14 @@ class Bar(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = None
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step",
-                            mininterval=1, maxinterval=30)  # fmt: skip
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="train",
+                unit="step",
+                mininterval=1,
+                maxinterval=30,
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from alignment import judged
-from alignment.batches import collate
-from alignment.judged import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, Line, encode_rows, load_templates
-from alignment.losses import speak_logps
-from alignment.runs import UserError
+from alignment.command_line import UserError
+from alignment.training import cut_lines
+from alignment.training.batches import collate
+from alignment.training.cut_lines import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, Line, encode_rows, load_templates
+from alignment.training.logps import speak_logps
 
 FLAWED = {"id": 7, "instruction": "Add 1 and 1.", "input": "Now.", "output": "It is 3.", "judgment": "It is 2."}
 GOOD = {"id": 8, "instruction": "Say hi.", "input": "", "output": "Hi there.", "judgment": None}
@@ -23,7 +23,7 @@ def learned(tokenizer, line):
 
 def test_collate_lines_docstring():
     flawed = (Line(0, [5, 6, 2], 1, MISALIGN), Line(0, [5, 9, 6, 2], 2, ALIGN_N))
-    batch = judged.collate_lines([(Line(1, [5, 7, 2], 1, ALIGN_P),), flawed], 0)
+    batch = cut_lines.collate_lines([(Line(1, [5, 7, 2], 1, ALIGN_P),), flawed], 0)
     assert batch["kinds"].tolist() == [MISALIGN, ALIGN_N, ALIGN_P]
     assert batch["input_ids"].tolist() == [[5, 6, 2, 0], [5, 9, 6, 2], [5, 7, 2, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
@@ -36,9 +36,9 @@ def test_num_tokens_of_the_baselines():
     """Hindsight sees a flawed row through ALIGN_N alone: 2 of it and 2 of the other; forecasting counts j apart."""
     good = (Line(1, [5, 7, 2], 1, ALIGN_P),)
     hindsight = (Line(0, [5, 9, 6, 2], 2, ALIGN_N),)
-    assert judged.collate_lines([hindsight, good], 0)["num_tokens"].tolist() == [4, 0]
+    assert cut_lines.collate_lines([hindsight, good], 0)["num_tokens"].tolist() == [4, 0]
     forecast = (Line(0, [5, 6, 2], 1, MISALIGN), Line(0, [5, 6, 8, 8, 2], 2, JUDGMENT))
-    assert judged.collate_lines([forecast, good], 0)["num_tokens"].tolist() == [4, 3]
+    assert cut_lines.collate_lines([forecast, good], 0)["num_tokens"].tolist() == [4, 3]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_flawed_logps_are_those_of_each_row_alone(tokenizer, llama):
             targets = torch.tensor(line.ids[line.prompt_length :])
             lines.append(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
         wanted[item[0].row] = lines
-    found = judged.flawed_logps(speak_logps(llama), encoded, 3)
+    found = cut_lines.flawed_logps(speak_logps(llama), encoded, 3)
     assert list(found) == [1, 2]
     for row, (plain, judgment) in wanted.items():
         torch.testing.assert_close(found[row].plain, plain, atol=1e-5, rtol=1e-5)
@@ -110,5 +110,5 @@ def test_flawed_logps_are_those_of_each_row_alone(tokenizer, llama):
 def test_calibrate(fraction):
     """Of 200 margins 0.00 .. 1.99 the threshold blames the share asked for, to one token."""
     margins = torch.arange(200) / 100
-    share = (margins > torch.tensor(judged.calibrate(margins, fraction)).log()).float().mean().item()
+    share = (margins > torch.tensor(cut_lines.calibrate(margins, fraction)).log()).float().mean().item()
     assert share == pytest.approx(fraction, abs=0.006)

@@ -1,6 +1,6 @@
 """What training did to the tokens that judgments blame: log p of them and of the others, before and after.
 
-    python scripts/blame_table.py --base_model saved_models/SmolLM2-135M-Instruct --data_path iter3.json \\
+    python studies/blame_table.py --base_model saved_models/SmolLM2-135M-Instruct --data_path iter3.json \\
         --adapters outputs/cut outputs/hindsight
 
 Reads rows with judgments that no adapter was trained on. The base model decides which tokens of the flawed rows are
@@ -11,15 +11,12 @@ the same of each adapter's gap against that adapter's, row by row.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
-
-from alignment.checkpoints import check_model, load_pretrained, load_tokenizer
+from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.judging import read_judgments
-from alignment.runs import ArgumentParser, UserError, number, run, table
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -41,8 +38,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def plain_logps(model, encoded, pad_id: int, max_tokens: int = 4096) -> dict:
     """log p(y_t|x) of every flawed row's response, (M,) each, by row number: without the judgment."""
-    from alignment.batches import budgeted_batches
-    from alignment.judged import MISALIGN, collate_lines, evaluating, logps_by_kind
+    from alignment.training.batches import budgeted_batches
+    from alignment.training.cut_lines import MISALIGN, collate_lines, evaluating, logps_by_kind
 
     lines, found = [item[0] for item in encoded.items], {}
     with evaluating(model):
@@ -59,10 +56,12 @@ def row_sums(plain: dict, masks: dict):
     """(rows, 4): the sum of log p(y_t|x) of blamed tokens and their number, and the same of kept ones."""
     import torch
 
-    return torch.tensor([
-        [logps[masks[row]].sum(), masks[row].sum(), logps[~masks[row]].sum(), (~masks[row]).sum()]
-        for row, logps in plain.items()
-    ]).double()  # fmt: skip
+    return torch.tensor(
+        [
+            [logps[masks[row]].sum(), masks[row].sum(), logps[~masks[row]].sum(), (~masks[row]).sum()]
+            for row, logps in plain.items()
+        ]
+    ).double()
 
 
 def gap(sums):
@@ -89,8 +88,9 @@ def main(args: Namespace) -> None:
     import torch
 
     from alignment.adapters import check_base, with_adapter
-    from alignment.judged import encode_rows, flawed_logps, load_templates
-    from alignment.losses import inappropriate_tokens, speak_logps
+    from alignment.training.cut_lines import encode_rows, flawed_logps, load_templates
+    from alignment.training.logps import speak_logps
+    from alignment.training.losses import inappropriate_tokens
 
     for adapter in args.adapters:
         check_base(adapter, args.base_model)

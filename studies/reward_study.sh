@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ALMoST's rule on real answers: comparisons of four models, reward models of them, and the controls beside.
 #
-#   ANSWERS=results HHH=hhh_eval.json DSP=helpful.test.json MODEL=saved_models/SmolLM2-135M-Instruct bash scripts/reward_study.sh
+#   ANSWERS=results HHH=hhh_eval.json DSP=helpful.test.json MODEL=saved_models/SmolLM2-135M-Instruct bash studies/reward_study.sh
 #
 # Hardware   2 cores and 12 GB for the embedded model; a GPU for any other
 # Time       70 minutes on 2 cores for 99 prompts, 81 held out, two seeds
@@ -24,7 +24,7 @@ FLAGS=${FLAGS:-}                 # more flags of train.py
 PYTHON=${PYTHON:-python}
 
 # shellcheck disable=SC2086
-$PYTHON scripts/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT" --held_out 0.45 --limit "$PROMPTS"
+$PYTHON studies/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT" --held_out 0.45 --limit "$PROMPTS"
 for part in "$OUT" "$OUT/held_out"; do
   # shellcheck disable=SC2086
   $PYTHON synthetic_feedback.py --mode cs --output_dir "$part" --rubric $RUBRIC
@@ -48,4 +48,4 @@ for seed in $SEEDS; do
   train "length$seed" "$MODEL" "$OUT/comparison.json" --seed "$seed" --control length
 done
 train "seed${SEEDS%% *}-dsp" "$OUT/seed${SEEDS%% *}" "$DSP" --seed "${SEEDS%% *}" --limit "$DSP_PAIRS"
-$PYTHON scripts/reward_table.py "$OUT"
+$PYTHON studies/reward_table.py "$OUT"

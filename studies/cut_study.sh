@@ -2,7 +2,7 @@
 # What CUT does to blamed tokens, beside hindsight and MLE, on judgments that nothing was trained on.
 #
 #   TRAIN=train-alpaca-sample-iter1.json HELD_OUT=train-alpaca-sample-iter3.json SHEPHERD=human_data_for_model.jsonl \
-#     bash scripts/cut_study.sh
+#     bash studies/cut_study.sh
 #
 # Hardware   2 cores and 8 GB for the embedded model; a GPU for any other
 # Time       half an hour on 2 cores for 400 rows and two seeds
@@ -44,7 +44,7 @@ first=${SEEDS%% *}
 train shepherd "$OUT/shepherd.json" --limit "$SHEPHERD_ROWS" --seed "$first" --threshold 1.2 --weight_unlike 0.5
 adapters+=("$OUT/shepherd")
 
-$PYTHON scripts/blame_table.py --base_model "$MODEL" --data_path "$HELD_OUT" --limit "$MEASURED" --cutoff_len 512 \
+$PYTHON studies/blame_table.py --base_model "$MODEL" --data_path "$HELD_OUT" --limit "$MEASURED" --cutoff_len 512 \
   --adapters "${adapters[@]}" --versus "hindsight$first"
 $PYTHON merge.py --base_model_name_or_path "$MODEL" --peft_model_path "$OUT/cut$first" --output_dir "$OUT/merged"
 $PYTHON generate.py --base_model_name_or_path "$OUT/merged" --data_path "$HELD_OUT" --limit 8 --max_new_tokens 128

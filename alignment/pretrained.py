@@ -14,7 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from alignment.runs import UserError
+from alignment.command_line import UserError
+from alignment.journal import key
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
@@ -89,3 +90,14 @@ def fit_embeddings(model: Any, tokenizer: Any) -> None:
                     layer.weight[-1] = layer.weight[:-1].mean(0)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def model_identity(name: str) -> str:
+    """The model's name, and for a folder the sizes and times of its files: another model there is another identity."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    parts = r".*\.(safetensors|bin|model|jinja)|(.*config|.*token.*|vocab)\.json|merges\.txt"
+    files = sorted(path for path in folder.iterdir() if re.fullmatch(parts, path.name))  # not what was made of it
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{folder.resolve()} {key(files=stats)}"

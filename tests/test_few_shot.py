@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alignment.prompts import (
+from alignment.command_line import REPOSITORY, UserError
+from alignment.few_shot import (
     REPLY_STOP,
     Demonstrations,
     Seeds,
@@ -13,7 +14,6 @@ from alignment.prompts import (
     parse_query_as_released,
     parse_reply,
 )
-from alignment.runs import REPOSITORY, UserError
 
 TWO_SPACES = "A header.\n\n-----\n\nHuman:  Hi?\n\nAssistant:  Yes.\n\n-----\n\nHuman:  No?\n\nAssistant:  No."
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from alignment.adapters import with_adapter
-from alignment.batches import Sample, TooLong, budgeted_batches, collate, encode
-from alignment.checkpoints import check_model, fit_embeddings, load_pretrained, training_tokenizer
-from alignment.runs import UserError
+from alignment.command_line import UserError
+from alignment.pretrained import check_model, fit_embeddings, load_pretrained, training_tokenizer
 from alignment.templates import Template, load_template
-from alignment.unpadding import unpad
+from alignment.training.batches import Sample, TooLong, budgeted_batches, collate, encode
+from alignment.training.unpadding import unpad
 
 
 def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[nn.Module, Template]:
@@ -72,9 +72,15 @@ def encode_texts(
 
 @torch.inference_mode()
 def score(
-    model: nn.Module, template: Template, rows: Sequence[dict], responses: Sequence[str], *,
-    max_length: int | None = None, batch_tokens: int = 16_384, normalize: bool = False,
-) -> list[float]:  # fmt: skip
+    model: nn.Module,
+    template: Template,
+    rows: Sequence[dict],
+    responses: Sequence[str],
+    *,
+    max_length: int | None = None,
+    batch_tokens: int = 16_384,
+    normalize: bool = False,
+) -> list[float]:
     """The reward of each response to its row's prompt, in order. Batches of like length, `batch_tokens` with padding.
 
     `normalize` takes off the mean and divides by the deviation that training left in the config (--normalize_reward).

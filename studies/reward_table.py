@@ -1,16 +1,14 @@
 """The reward models of a folder in one table: held-out and static HHH accuracy, beside "the longer one wins".
 
-    python scripts/reward_table.py outputs/reward_study
+    python studies/reward_table.py outputs/reward_study
 
-Reads <model>.pairs.json and <model>.hhh.json that eval/run_evaluation.py left there (scripts/reward_study.sh).
+Reads <model>.pairs.json and <model>.hhh.json that eval/run_evaluation.py left there (studies/reward_study.sh).
 """
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script's own folder is all that Python adds
-from alignment.records import read_json  # noqa: E402
-from alignment.runs import ArgumentParser, UserError, run, table  # noqa: E402
+from alignment.command_line import ArgumentParser, UserError, run, table
+from alignment.records import read_json
 
 
 def parse_args(argv=None):

@@ -1,0 +1,61 @@
+"""The engines behind generation.py's contract, and the flags that choose one.
+
+    vllm        vLLM in this process (the default), on GPUs or a CPU       vllm_sampling.py draws its tokens on a CPU
+    hf          transformers in this process                              decoding.py is its batch, cache and sampler
+    openai      any OpenAI-compatible server
+    simulated   a seeded writer without a model, for dry runs and for algorithms with a known right answer
+
+Importing this loads none of them.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from alignment.command_line import UserError, boolean, number
+from alignment.generation import Engine
+from alignment.pretrained import check_model
+
+BACKENDS = ("vllm", "hf", "openai", "simulated")
+
+
+def add_engine_arguments(parser: ArgumentParser) -> None:
+    """The flags that every generating script shares."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--backend", choices=BACKENDS, help="what runs the model (default: vllm)")
+    group.add_argument("--use_hf", type=boolean, nargs="?", const=True, default=False, help="the same as --backend hf")
+    group.add_argument("--n_gpu", type=number(int, 1), default=1, help="GPUs to spread the model over (default: 1)")
+    group.add_argument("--cache_dir", type=Path, help="where models from the hub are kept (default: the hub's own)")
+    group.add_argument("--api_base", help="openai: the server's address, http://host:port/v1; key from OPENAI_API_KEY")
+    group.add_argument(
+        "--concurrency", type=number(int, 1), default=64, help="openai: requests in flight (default: 64)"
+    )
+    group.add_argument(
+        "--timeout", type=number(float, 0, above=True), default=600, help="openai: seconds per request (default: 600)"
+    )
+
+
+def engine_from(args: Namespace) -> Engine:
+    """The engine that the flags name. Raises UserError for a model or server that cannot be used."""
+    if args.use_hf and args.backend not in (None, "hf"):
+        raise UserError(f"--use_hf and --backend {args.backend} contradict each other; give one of them")
+    backend = "hf" if args.use_hf else args.backend or "vllm"
+    if not args.model_name_or_path:
+        raise UserError("--model_name_or_path is missing")
+    if backend == "openai":
+        from alignment.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(args.model_name_or_path, args.api_base, args.concurrency, args.timeout)
+    if backend == "simulated":
+        from alignment.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine(args.model_name_or_path)
+    check_model(args.model_name_or_path)
+    if backend == "vllm":
+        from alignment.engines.vllm import VllmEngine
+
+        return VllmEngine(args.model_name_or_path, args.n_gpu, args.cache_dir)
+    from alignment.engines.hf import HfEngine
+
+    return HfEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.batch_size)

@@ -1,0 +1,111 @@
+"""A seeded writer in a model's place."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from urllib.parse import parse_qsl
+
+from alignment.command_line import UserError
+from alignment.generation import Reply, Request, Sampling
+
+
+class SimulatedEngine:
+    """A seeded writer: after `Query:` it writes a question, after a dialogue it answers. Nothing is random but by seed.
+
+    The model's name may set it: `writer-13b?quality=0.9&latency=0.01&refusals=0.1&malformed=0.1&faults=0.3`. quality in
+    [0, 1] makes answers longer and their sentences whole; latency is in seconds per request; the others are shares of
+    requests: a refusal says that it does not know, a malformed reply is broken off, a fault comes back as failed.
+    """
+
+    SETTINGS = {"quality": 0.7, "latency": 0.0, "refusals": 0.0, "malformed": 0.0, "faults": 0.0}
+    THINGS = (
+        "apricots bicycles comets diaries eclipses ferries glaciers hedgehogs inkwells jigsaws kettles lanterns "
+        "mosaics nettles orchids parachutes quilts reservoirs sundials thermometers umbrellas violins waterwheels "
+        "xylophones yoghurts zeppelins almanacs bridges canals dialects engravings fountains greenhouses harbours "
+        "islands juries kites libraries monsoons notebooks oratorios pulleys quarries rivers"
+    ).split()
+    DEEDS = (
+        "choose repair describe clean store sketch compare explain photograph inherit transport insure restore "
+        "classify borrow measure decorate protect donate rebuild"
+    ).split()
+    PEOPLE = (
+        "gardeners sailors grandparents apprentices nurses cooks teachers archivists farmers students neighbours "
+        "dancers engineers painters travellers beekeepers drivers singers"
+    ).split()
+    KINDS = (
+        "wooden ancient portable expensive colourful fragile famous forgotten northern miniature modern broken "
+        "silent heavy rural electric handmade tropical rusty"
+    ).split()
+    ASKS = (
+        "How do {p} {d} {k} {0} near {1}?",
+        "Why would {k} {0} outlast {1}, {p} wonder?",
+        "Please {d} {k} {0}, {1} and {2}.",
+        "Which {0} help {p} {d} {k} {1}?",
+        "Should {p} {d} {k} {0} or {1}?",
+        "Tell {p} where {k} {0} and {1} meet.",
+        "Can {p} {d} {0} without {k} {1}?",
+        "Are {k} {0} made by {p}?",
+    )
+    SENTENCES = (
+        "Start with what you already have to hand.",
+        "Ask somebody who has done it before.",
+        "The usual mistake is to hurry the second step.",
+        "Write down what you see on the first day.",
+        "A little patience saves a good deal of money here.",
+        "Most guides leave out the reason, which is heat.",
+        "Two short sessions teach more than one long one.",
+        "Look at it again in the morning light.",
+    )
+
+    def __init__(self, model: str):
+        self.identity = f"simulated {model}"
+        self._settings = dict(self.SETTINGS)
+        for name, value in parse_qsl(model.partition("?")[2], keep_blank_values=True):
+            if name not in self.SETTINGS:
+                raise UserError(f"simulated model {model}: {name} is none of {', '.join(self.SETTINGS)}")
+            try:
+                self._settings[name] = float(value)
+            except ValueError:
+                raise UserError(f"simulated model {model}: {name}={value} is no number") from None
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        for index, request in enumerate(requests):
+            time.sleep(self._settings["latency"])
+            yield index, self._reply(request, sampling)
+
+    def _reply(self, request: Request, sampling: Sampling) -> Reply:
+        draw = random.Random(f"{request.seed} {request.prompt}")
+        fate = draw.random()
+        outcome = "answers"
+        for misfortune in ("faults", "refusals", "malformed"):
+            if 0 <= fate < self._settings[misfortune]:
+                outcome = misfortune
+            fate -= self._settings[misfortune]
+        if outcome == "faults":
+            return Reply(None, "failed")
+        words = self._write(request.prompt, outcome, draw).split(" ")
+        text = " ".join(words[: sampling.max_tokens])
+        cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
+        if cut is not None:
+            return Reply(text[:cut], "stop")
+        return Reply(text, "length" if len(words) > sampling.max_tokens else "stop")
+
+    def _write(self, prompt: str, outcome: str, draw: random.Random) -> str:
+        """A reply that runs on past its turn, as a base model's does."""
+        if prompt.endswith("Query:"):
+            asks = [self._ask(draw), self._ask(draw)]
+            return f" {asks[0][:12] if outcome == 'malformed' else asks[0]}\nQuery: {asks[1]}\nQuery:"
+        if outcome == "refusals":
+            answer = "I am sorry, but I don't know anything about that, and would rather not guess."
+        else:
+            count = 1 + round(7 * self._settings["quality"] * (0.5 + draw.random()))
+            answer = " ".join(draw.choice(self.SENTENCES) for _ in range(count))
+        if outcome == "malformed" or draw.random() > 0.5 + self._settings["quality"] / 2:
+            answer = answer[:-12]
+        return f" {answer}\n\nHuman:  And then?\n\nAssistant:  That is all.\n\n-----"
+
+    def _ask(self, draw: random.Random) -> str:
+        words = {"p": draw.choice(self.PEOPLE), "d": draw.choice(self.DEEDS), "k": draw.choice(self.KINDS)}
+        return draw.choice(self.ASKS).format(*draw.sample(self.THINGS, 3), **words)
