@@ -21,10 +21,11 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from alignment.adapters import quantised
-from alignment.command_line import ArgumentParser, UserError, boolean, number, run, table
-from alignment.pretrained import check_model, load_pretrained, load_tokenizer
-from alignment.run_cards import check_output_dir, finished_with, run_card_path, write_run_card
+from alignment.adapters import add_lora, quantisation, quantised, write_base_card
+from alignment.command_line import ArgumentParser, UserError, boolean, is_first, number, run, say, table
+from alignment.judging import downsampled, read_judgments
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
+from alignment.run_cards import checkpoint_to_resume, claim
 
 METHODS = ("cut", "mle", "forward_prediction", "hindsight")
 
@@ -32,68 +33,36 @@ METHODS = ("cut", "mle", "forward_prediction", "hindsight")
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(__doc__.split("\n")[0])
     flag = {"type": boolean, "nargs": "?", "const": True, "default": False}
-    at_least_one = number(int, 1)
+    at_least_one, from_0 = number(int, 1), number(float, 0)
+    positive, share = number(float, 0, above=True), number(float, 0, 1)
 
     add = parser.add_argument_group("files").add_argument
     add("--base_model", required=True, help="folder or hub name of any causal model")
     add("--data_path", required=True, help="rows with judgments: .json, .jsonl, .parquet or a hub name")
     add("--output_dir", required=True, type=Path, help="folder of the adapter; checkpoints on the way are in it too")
     add("--prompt_template_name", default="alpaca", help="a template with a judgment slot (default: alpaca)")
-    add("--resume_from_checkpoint", help="a checkpoint-N folder, or True for the last one in --output_dir")
+    add("--resume_from_checkpoint", help="a checkpoint's folder, or True for the newest whole one there is")
 
     add = parser.add_argument_group("loss").add_argument
-    add(
-        "--method",
-        choices=METHODS,
-        default="cut",
-        help="cut (default) or a baseline on the same rows; mle learns the satisfactory responses alone",
-    )
-    add(
-        "--threshold",
-        type=number(float, 0, above=True),
-        default=1.1,
-        help="lambda of eq. 5: a token is blamed where the judgment makes it more than this much likelier "
-        "(default: 1.1, released; the paper tried 1.1 and 1.2)",
-    )
-    add(
-        "--weight_unlike",
-        "--alpha",
-        type=number(float, 0),
-        default=1.0,
-        help="alpha of eq. 6 (default: 1, released for online; 0.5 for offline)",
-    )
-    add(
-        "--gamma",
-        type=number(float, 0),
-        default=1.0,
-        help="gamma of eq. 6; 0 is the released code's constant weight (default: 1; the paper: 0.25 to 2)",
-    )
-    add(
-        "--probability_floor",
-        type=number(float, 0, 1),
-        default=0.0,
-        help="blame no token that is less likely than this even with the judgment (default: 0, the paper)",
-    )
-    add(
-        "--calibrate_threshold",
-        type=number(float, 0, 1, above=True),
-        metavar="FRACTION",
-        help="set --threshold so that the model at the start blames this share of the flawed rows' tokens",
-    )
+    add("--method", choices=METHODS, default="cut", help="cut (default) or a baseline; mle: satisfactory rows alone")
+    add("--threshold", type=positive, default=1.1, help="lambda of eq. 5 (default: 1.1, released; paper: 1.1, 1.2)")
+    add("--weight_unlike", "--alpha", type=from_0, default=1.0, help="alpha of eq. 6 (default: 1; offline 0.5)")
+    add("--gamma", type=from_0, default=1.0, help="gamma of eq. 6; 0 is released (default: 1; the paper: 0.25 to 2)")
+    add("--probability_floor", type=share, default=0.0, help="blame no token under this p(y_t|x,j) (default: 0, paper)")
+    shown = {
+        "metavar": "FRACTION",
+        "help": "set --threshold so that the start blames this share of flawed rows' tokens",
+    }
+    add("--calibrate_threshold", type=number(float, 0, 1, above=True), **shown)
     add("--legacy_loss", **flag, help="the released code's loss: no gamma, and a mix by micro-batch (C1-C3)")
 
     add = parser.add_argument_group("rows").add_argument
-    add(
-        "--downsample",
-        type=number(float, -1),
-        default=-1,
-        help="satisfactory rows to keep for each flawed one (default: -1, all; the paper: 0.25)",
-    )
+    add("--downsample", type=number(float, -1), default=-1, help="satisfactory rows a flawed one (default: -1, all)")
     add(
         "--cutoff_len",
         type=number(int, 8),
         default=2048,
-        help="tokens of prompt and response; more loses its beginning (default: 2048, released command)",
+        help="tokens; more loses its beginning (default: 2048, released)",
     )
     add("--val_set_size", type=number(int, 0), default=0, help="rows held out and evaluated each epoch (default: 0)")
     add("--train_on_inputs", **flag, help="only False: no equation has a term for the prompt")
@@ -104,8 +73,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("optimisation").add_argument
     add("--batch_size", type=at_least_one, default=8, help="rows per step, over all processes (default: 8, released)")
     add("--micro_batch_size", type=at_least_one, default=1, help="rows per forward, on average (default: 1, released)")
-    add("--num_epochs", type=number(float, 0, above=True), default=1, help="default: 1, released")
-    add("--learning_rate", type=number(float, 0, above=True), default=4e-4, help="its peak (default: 4e-4, released)")
+    add("--num_epochs", type=positive, default=1, help="default: 1, released")
+    add("--learning_rate", type=positive, default=4e-4, help="its peak (default: 4e-4, released)")
     add("--lr_scheduler", default="cosine", choices=("cosine", "linear", "constant", "constant_with_warmup"))
     add("--warmup_steps", type=number(int, 0), default=100, help="default: 100, released, which outlasts a short run")
     add("--save_steps", type=at_least_one, default=1000, help="steps between checkpoints (default: 1000, released)")
@@ -116,11 +85,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--lora_r", type=at_least_one, default=16, help="default: 16, released")
     add("--lora_alpha", type=at_least_one, default=16, help="default: 16, released")
     add("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="default: 0.05, released")
+    mlp = ["gate_proj", "down_proj", "up_proj"]
     add(
         "--lora_target_modules",
         nargs="+",
-        default=["gate_proj", "down_proj", "up_proj"],
-        help="names as 'a b' or '[a, b]' (default: gate_proj down_proj up_proj, released)",
+        default=mlp,
+        help="'a b' or '[a, b]' (default: the three of the MLP, released)",
     )
     add("--full_finetuning", **flag, help="train all weights instead of LoRA")
     add("--load_in_8bit", **flag, help="quantise the base with bitsandbytes, as released")
@@ -132,16 +102,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 # Rows
-
-
-def downsampled(rows: list[dict], ratio: float, seed: int) -> list[dict]:
-    """All flawed rows and int(flawed x ratio) of the satisfactory ones, in order; -1 keeps all."""
-    good = [number for number, row in enumerate(rows) if row["judgment"] is None]
-    keep = int((len(rows) - len(good)) * ratio)
-    if ratio == -1 or keep >= len(good):
-        return rows
-    kept = set(random.Random(seed).sample(good, keep))
-    return [row for number, row in enumerate(rows) if row["judgment"] is not None or number in kept]
 
 
 def check_kinds(rows: list[dict], args: Namespace) -> None:
@@ -172,24 +132,10 @@ def describe_cuts(encoded, rows: list[dict], cutoff: int) -> None:
 # Model
 
 
-def check_target_modules(model, names: list[str]) -> None:
-    """Raise UserError where a name is that of no weight matrix, and say which there are."""
-    head = model.get_output_embeddings()
-    matrices = {
-        path.rpartition(".")[2]
-        for path, module in model.named_modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module is not head and "embed" not in path
-    }
-    missing = [name for name in names if name not in matrices]
-    if missing:
-        raise UserError(f"--lora_target_modules {' '.join(missing)}: the model has {', '.join(sorted(matrices))}")
-
-
 def load_model(args: Namespace):
     """The base, speaking log-probabilities, under LoRA or all of it trainable."""
     import torch
 
-    from alignment.adapters import quantisation
     from alignment.training.logps import speak_logps
 
     on_gpu = torch.cuda.is_available()
@@ -199,34 +145,21 @@ def load_model(args: Namespace):
     settings |= quantisation(quantised(args), str(dtype).removeprefix("torch."))
     model = speak_logps(load_pretrained("AutoModelForCausalLM", args.base_model, **settings))
     model.config.use_cache = False
+    model.config.prompt_template = args.prompt_template_name
     if args.full_finetuning:
         return model
-    check_target_modules(model, args.lora_target_modules)
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if quantised(args):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = LoraConfig(
+    return add_lora(
+        model,
         r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        bias="none",
-        target_modules=args.lora_target_modules,
+        alpha=args.lora_alpha,
+        dropout=args.lora_dropout,
+        targets=args.lora_target_modules,
         task_type="CAUSAL_LM",
+        quantised=quantised(args),
     )
-    return get_peft_model(model, config)
 
 
 # Run
-
-
-def is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(text: str) -> None:
-    if is_main():
-        print(text, flush=True)
 
 
 def check_arguments(args: Namespace) -> None:
@@ -245,34 +178,7 @@ def check_arguments(args: Namespace) -> None:
         raise UserError(f"--full_finetuning and --load_in_{quantised(args)} contradict each other")
     if args.method != "cut" and (args.legacy_loss or args.calibrate_threshold):
         raise UserError(f"--legacy_loss and --calibrate_threshold belong to --method cut, not {args.method}")
-    if args.resume_from_checkpoint in ("False", "false", ""):
-        args.resume_from_checkpoint = None
     check_model(args.base_model)
-    check_output_dir(args.output_dir)
-    check_resumption(args)
-
-
-def check_resumption(args: Namespace) -> None:
-    """Raise UserError where there is no checkpoint to go on from, or there are and nobody asked to."""
-    checkpoints = sorted(args.output_dir.glob("checkpoint-*/trainer_state.json"))
-    if args.resume_from_checkpoint in ("True", "true"):
-        if not checkpoints:
-            raise UserError(f"--resume_from_checkpoint True: {args.output_dir} has no checkpoint yet")
-        args.resume_from_checkpoint = str(max(checkpoints, key=step_of).parent)
-    elif args.resume_from_checkpoint:
-        if not (Path(args.resume_from_checkpoint) / "trainer_state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {args.resume_from_checkpoint} has no trainer_state.json")
-    elif checkpoints and not run_card_path(args.output_dir).exists():
-        raise UserError(
-            f"{args.output_dir} has checkpoints of a run that did not end; add --resume_from_checkpoint True, "
-            "or remove the folder"
-        )
-    elif run_card_path(args.output_dir).exists() and args.output_dir.exists():
-        raise UserError(f"{args.output_dir} holds another run, finished; give another --output_dir, or remove it")
-
-
-def step_of(path: Path) -> int:
-    return int(path.parent.name.partition("-")[2])
 
 
 def describe_warmup(warmup: int, steps: int, peak: float) -> None:
@@ -318,13 +224,13 @@ def training_arguments(args: Namespace):
     )
 
 
-def make_trainer(args: Namespace, model, items: list, eval_items: list, pad_id: int):
+def make_trainer(args: Namespace, model, tokenizer, items: list, eval_items: list, threshold: float):
     from alignment.training.cut_lines import collate_lines, has_dropout
     from alignment.training.cut_trainer import Loss, UnlikelihoodTrainer
 
     loss = Loss(
         method=args.method,
-        threshold=args.threshold,
+        threshold=threshold,
         alpha=args.weight_unlike,
         gamma=args.gamma,
         floor=args.probability_floor,
@@ -337,58 +243,40 @@ def make_trainer(args: Namespace, model, items: list, eval_items: list, pad_id: 
         loss=loss,
         items=items,
         eval_items=eval_items,
-        collate=partial(collate_lines, pad_id=pad_id),
+        collate=partial(collate_lines, pad_id=padding_id(tokenizer)),
+        processing_class=tokenizer,
     )
 
 
 def calibrated(args: Namespace, model, encoded, pad_id: int) -> float:
-    """The threshold that blames --calibrate_threshold of the flawed rows' tokens under the model as it is."""
+    """--threshold, or the one that blames --calibrate_threshold of the flawed rows' tokens under the model as it is."""
     import torch
 
     from alignment.training.cut_lines import calibrate, flawed_logps
 
+    if not args.calibrate_threshold:
+        return args.threshold
     margins = torch.cat([row.margin for row in flawed_logps(model, encoded, pad_id).values()])
     threshold = calibrate(margins, args.calibrate_threshold)
     say(f"--threshold {threshold:.6g} blames {args.calibrate_threshold:.1%} of {len(margins):,} tokens")
     return threshold
 
 
-def save(trainer, tokenizer, args: Namespace) -> None:
-    """Write adapter or checkpoint, tokenizer and base card. UserError where what is read back was not trained."""
-    import torch
-    from safetensors.torch import load_file
-
-    from alignment.adapters import write_base_card
-
-    trainer.save_model(str(args.output_dir))
-    if not trainer.is_world_process_zero():
-        return
-    tokenizer.save_pretrained(args.output_dir)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    trained = model.state_dict()
-    if not args.full_finetuning:
-        from peft import get_peft_model_state_dict
-
-        write_base_card(args.output_dir, args.base_model, quantised(args))
-        trained = get_peft_model_state_dict(model)
-    saved = {}
-    for path in args.output_dir.glob("*.safetensors"):
-        saved |= load_file(path)
-    if not saved or not all(torch.equal(tensor, trained[name].cpu()) for name, tensor in saved.items()):
-        raise UserError(f"{args.output_dir}: the saved weights are not the trained ones; is the disk full?")
-
-
 def main(args: Namespace) -> None:
-    if finished_with(args.output_dir, args) and args.output_dir.is_dir():
-        return say(f"{args.output_dir} holds this very run, finished; nothing to do")
-    given = Namespace(**vars(args))  # for the run card, before anything is settled
     check_arguments(args)
+    read = {"inputs": [args.data_path], "models": [args.base_model]}
+    with claim(args.output_dir, args, script=__file__, folder=True, **read) as held:
+        if held.is_done():
+            return say(held.already())
+        train_and_save(args, held, checkpoint_to_resume(held, args.resume_from_checkpoint))
 
+
+def train_and_save(args: Namespace, held, resume: Path | None) -> None:
     from transformers import set_seed
 
-    from alignment.judging import read_judgments
     from alignment.training.cut_lines import encode_rows, load_templates
     from alignment.training.history import check_reports
+    from alignment.training.saving import save_trained
 
     check_reports([args.report_to])
     set_seed(args.seed)
@@ -401,10 +289,8 @@ def main(args: Namespace) -> None:
     describe_cuts(encoded, rows, args.cutoff_len)
 
     model = load_model(args)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if args.calibrate_threshold:
-        args.threshold = calibrated(args, model, encoded, pad_id)
-    trainer = make_trainer(args, model, encoded.items, eval_encoded.items, pad_id)
+    threshold = calibrated(args, model, encoded, padding_id(tokenizer))
+    trainer = make_trainer(args, model, tokenizer, encoded.items, eval_encoded.items, threshold)
     steps = math.ceil(math.ceil(len(encoded.items) / args.batch_size) * args.num_epochs)
     counts = {
         "rows": len(read),
@@ -420,15 +306,19 @@ def main(args: Namespace) -> None:
     say(table([(f"{args.data_path}, --method {args.method}", ""), *counts.items()]))
     describe_warmup(args.warmup_steps, steps, args.learning_rate)
 
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    held.begin_training()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
-    save(trainer, tokenizer, args)
-    if is_main():
+    def base_card(folder: Path) -> None:
+        if not args.full_finetuning:
+            write_base_card(folder, args.base_model, quantised(args))
+
+    verdict = save_trained(trainer, args.output_dir, templates[0], kind="logps", also=base_card)
+    if is_first():
         last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
-        inputs = [Path(args.data_path)] if Path(args.data_path).is_file() else []
-        settled = {"threshold": args.threshold, "last step": last}
-        write_run_card(args.output_dir, given, counts=counts | settled, inputs=inputs)
-    say(f"{args.output_dir}: {'checkpoint' if args.full_finetuning else 'adapter'} saved and read back")
+        held.finish(counts | {"threshold": threshold, "last step": last, "check": verdict})
+    what = "checkpoint" if args.full_finetuning else "adapter"
+    say(f"{args.output_dir}: {what} saved, and loaded again by a fresh process that found it the same")
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ interrupted run goes on. --interactive is a chat in the terminal instead, stream
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, boolean, number, run
-from alignment.engines import add_engine_arguments, engine_from
+from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.generation import Request, Sampling, generate, record_seed
 from alignment.journal import Journal
 from alignment.judging import read_instructions
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer
 from alignment.records import json_list, write_whole
-from alignment.run_cards import check_output_dir, run_card_path, sha256, write_run_card
+from alignment.run_cards import claim
 from alignment.templates import CHOICES, rendering_from
 
 ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
@@ -48,6 +47,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=1.0, help="default: 1, released")
     parser.add_argument("--batch_size", type=number(int, 1), default=256, help="hf: sequences in flight (default: 256)")
     parser.add_argument("--seed", type=int, default=42, help="each row's own seed derives from it (default: 42)")
+    parser.add_argument("--skip", type=number(int, 0), default=0, help="leave out the first so many rows (default: 0)")
     parser.add_argument("--limit", type=number(int, 1), help="only the first so many instructions, for a trial")
     parser.add_argument(
         "--interactive",
@@ -74,66 +74,47 @@ def fetch_alpaca_eval() -> Path:
         raise UserError(f"AlpacaEval cannot be had from the hub ({reason}); give --data_path FILE") from None
 
 
-def output_row(row: dict, output: str, args: Namespace) -> dict:
+def output_row(row: dict, output: str, args: Namespace, dataset: str) -> dict:
     """What alpaca_eval reads, and the instruction's own `id` and `input` where it has them."""
     kept = {name: row[name] for name in ("id", "instruction", "input") if row.get(name) not in ("", None)}
     generator = Path(args.model_name_or_path.partition("?")[0]).name
-    return kept | {"output": output, "generator": generator, "dataset": row.get("dataset") or args.data_path.stem}
-
-
-def done_before(output: Path, state: dict) -> bool:
-    """Whether `output` was made from this very checkpoint, these flags and this data."""
-    card = run_card_path(output)
-    return output.is_file() and card.is_file() and json.loads(card.read_text())["counts"].get("state") == state
-
-
-def state_of(args: Namespace) -> dict:
-    """All that decides the output: flags, data and weights."""
-    from alignment.adapters import fingerprint
-
-    names = ("model_name_or_path", "template", "max_new_tokens", "temperature", "top_p", "seed", "limit", "backend")
-    folder = Path(args.model_name_or_path)
-    weights = fingerprint(args.model_name_or_path) if folder.is_dir() else None
-    return {name: getattr(args, name) for name in names} | {"weights": weights, "data": sha256(args.data_path)}
+    return kept | {"output": output, "generator": generator, "dataset": row.get("dataset") or dataset}
 
 
 def respond(args: Namespace) -> None:
     if args.output_file is None and not Path(args.model_name_or_path).is_dir():
         raise UserError(f"--base_model_name_or_path {args.model_name_or_path} is no folder: give --output_file")
     output = args.output_file or Path(args.model_name_or_path) / OUTPUT_NAME
-    check_output_dir(output.parent)
-    args.data_path = args.data_path or fetch_alpaca_eval()
-    rows = read_instructions(str(args.data_path))[: args.limit]
+    data = args.data_path or fetch_alpaca_eval()
+    rows = read_instructions(str(data))[args.skip :][: args.limit]
+    if not rows:
+        raise UserError(f"data {data}: --skip {args.skip} leaves no row")
     engine = engine_from(args)
-    state = state_of(args)
-    if done_before(output, state):
-        print(f"{output} is already made of this; nothing to do")
-        return
-
-    rendering = rendering_from(args, "alpaca")
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop)
-    requests = [
-        Request(rendering.render(row), record_seed(args.seed, "generate", number)) for number, row in enumerate(rows)
-    ]
-
-    with Journal(output) as journal:
-        replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
-    finishes = Counter(reply.finish for reply in replies)
-    if finishes["failed"]:
-        raise UserError(f"{finishes['failed']} of {len(rows)} requests failed; the same command tries these again")
-    written = [
-        output_row(row, reply.text.strip(), args)
-        for row, reply in zip(rows, replies, strict=True)
-        if reply.text is not None
-    ]
-    if not written:
-        raise UserError(f"none of {len(rows)} instructions fits in the model's context")
-
-    write_whole(output, json_list(written))
-    write_run_card(output, args, counts={"finish": dict(finishes), "state": state}, inputs=[args.data_path])
-    too_long = [number for number, reply in enumerate(replies) if reply.text is None]
+    read = {"inputs": [data], "models": models_read(args), "cache_dir": args.cache_dir}
+    with claim(output, args, script=__file__, **read) as held:
+        if held.is_done():
+            return print(held.already())
+        held.begin()
+        rendering = rendering_from(args, "alpaca")
+        sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop)
+        texts = [rendering.render(row) for row in rows]
+        seeds = [record_seed(args.seed, "generate", number) for number in range(args.skip, args.skip + len(rows))]
+        requests = [Request(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+        with Journal(output) as journal:
+            replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
+        finishes = Counter(reply.finish for reply in replies)
+        if finishes["failed"]:
+            raise UserError(f"{finishes['failed']} of {len(rows)} requests failed; the same command tries these again")
+        answered = [
+            (row, reply.text.strip()) for row, reply in zip(rows, replies, strict=True) if reply.text is not None
+        ]
+        if not answered:
+            raise UserError(f"none of {len(rows)} instructions fits in the model's context")
+        write_whole(output, json_list(output_row(row, text, args, data.stem) for row, text in answered))
+        held.finish({"finish": dict(finishes)})
+    too_long = [number for number, reply in enumerate(replies, args.skip) if reply.text is None]
     left_out = f", rows {', '.join(map(str, too_long))} left out as too long" if too_long else ""
-    print(f"{len(rows):,} instructions -> {len(written):,} responses ({dict(finishes)}){left_out}: {output}")
+    print(f"{len(rows):,} instructions -> {len(answered):,} responses ({dict(finishes)}){left_out}: {output}")
 
 
 def chat(args: Namespace) -> None:
@@ -142,11 +123,11 @@ def chat(args: Namespace) -> None:
     from transformers import TextStreamer
 
     check_model(args.model_name_or_path)
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    args.backend = "hf"
-    rendering = rendering_from(args, "alpaca")
+    tokenizer = load_tokenizer(args.model_name_or_path, args.cache_dir)
+    rendering = rendering_from(Namespace(**vars(args) | {"backend": "hf"}), "alpaca")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_pretrained("AutoModelForCausalLM", args.model_name_or_path, dtype="auto").to(device).eval()
+    where = {"cache_dir": args.cache_dir, "dtype": "auto"}
+    model = load_pretrained("AutoModelForCausalLM", args.model_name_or_path, **where).to(device).eval()
     sampled = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     turns, remembers = [], rendering.name not in ("alpaca", "raw")
     torch.manual_seed(args.seed)

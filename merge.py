@@ -3,24 +3,21 @@
     python merge.py --base_model_name_or_path saved_models/llama2-13b-chat-hf \\
         --peft_model_path saved_models/lora/cut-1plus-13b --output_dir saved_models/cut-1plus-13b
 
-Reads the base, in the precision of its files, and the adapter. Writes safetensors, config, tokenizer and a run card to
---output_dir, all at once: the merged weights are written, loaded again, and must give the logits of base + adapter, or
-nothing is left. An adapter that was trained on an 8- or 4-bit base is merged into what that base stood for (C18). Run
-twice, it finds its own work and stops.
+Reads the base, in the precision of its files, and the adapter. Writes safetensors, config, tokenizer, check.json and a
+run card to --output_dir, all at once: the merged model must give the logits of base + adapter, and a fresh process that
+loads what was written the merged model's log-probabilities, or nothing is left. An adapter that was trained on an 8- or
+4-bit base is merged into what that base stood for (C18). Run twice, it finds its own work and stops.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from argparse import Namespace
 from pathlib import Path
 
-from alignment.adapters import check_base, fingerprint, quantisation, with_adapter
+from alignment.adapters import check_base, quantisation, with_adapter
 from alignment.command_line import ArgumentParser, UserError, run
-from alignment.pretrained import check_model, load_pretrained, load_tokenizer
-from alignment.run_cards import check_output_dir, run_card_path, sha256, write_run_card
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
+from alignment.run_cards import Run, claim
 
 # Root mean square of the logits' difference over that of the logits. Rounding merged weights to half precision costs
 # this much; a wrong scale, a missing layer or another base costs far more.
@@ -38,24 +35,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def identity(base: str, adapter: Path) -> dict[str, str | None]:
-    """What the merged checkpoint is made of. Raises UserError without adapter weights."""
-    if not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"adapter {adapter} has no {ADAPTER_WEIGHTS}; has its training ended?")
-    return {"base": fingerprint(base) or base, "adapter": sha256(adapter / ADAPTER_WEIGHTS)}
-
-
-def is_done(output_dir: Path, made_of: dict) -> bool:
-    """Whether this very merge is in `output_dir`. Raises UserError where something else is."""
-    if not output_dir.exists():
-        return False
-    card = run_card_path(output_dir)
-    is_merge = (output_dir / "config.json").is_file() and card.is_file()
-    if is_merge and json.loads(card.read_text())["counts"].get("made_of") == made_of:
-        return True
-    if any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} holds something else; give another --output_dir, or remove it")
-    return False
+def check_output(held: Run) -> None:
+    """Raise UserError where the output folder holds anything but what a killed merge left."""
+    if held.output.exists() and any(held.output.iterdir()) and not held.was_killed:
+        held_by = f" ({'; '.join(held.differences()[:3])})" if held.card() else ""
+        raise UserError(f"{held.output} holds something else{held_by}; give another --output_dir, or remove it")
 
 
 def load_base(name: str, device: str, quantised: str | None):
@@ -68,14 +52,20 @@ def load_base(name: str, device: str, quantised: str | None):
     return trained, plain.dequantize()
 
 
-def probe_logits(model):
-    """Logits (4, 32, V) in fp32 on the CPU, for ids drawn from the whole vocabulary."""
+def probe_ids(model):
+    """(4, 32) ids drawn from the whole vocabulary."""
     import torch
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
+    return torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
+
+
+def probe_logits(model):
+    """Logits (4, 32, V) in fp32 on the CPU, for `probe_ids`."""
+    import torch
+
     with torch.no_grad():
-        return model.eval()(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
+        return model.eval()(input_ids=probe_ids(model).to(model.device), use_cache=False).logits.float().cpu()
 
 
 def relative_error(found, wanted) -> float:
@@ -93,41 +83,56 @@ def merge(base: str, adapter: Path, device: str, quantised: str | None):
     return merged.merge_and_unload(safe_merge=True), wanted
 
 
-def save_checked(model, tokenizer, folder: Path, wanted, tolerance: float, device: str) -> float:
-    """Save, load again, compare; the error, or UserError with nothing left in `folder`'s place."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    saved = load_pretrained("AutoModelForCausalLM", folder, dtype="auto", device_map=device)
-    error = relative_error(probe_logits(saved), wanted)
-    if error > tolerance:
-        raise UserError(f"merged logits are off base + adapter by {error:.2g}, more than {tolerance:.2g}; not saved")
-    return error
+def save(models: list, tokenizer, args: Namespace) -> dict:
+    """Write the one model of `models`, which is taken out once it is written, and have a fresh process load it."""
+    from alignment.training.batches import Sample
+    from alignment.training.logps import speak_logps
+    from alignment.training.saving import save_checked, values
+
+    rows = [{"row": row, "ids": ids, "prompt_length": 1} for row, ids in enumerate(probe_ids(models[0]).tolist())]
+    samples, pad_id = [Sample(**row) for row in rows], padding_id(tokenizer)
+    found = values(speak_logps(models[0]).eval(), samples, pad_id, "logps", len(samples))
+    check = {
+        "kind": "logps",
+        "exact": True,
+        "pad_id": pad_id,
+        "samples": rows,
+        "values": found,
+        "device": args.device,
+        "passes": [["saved", "auto", len(samples)]],
+    }
+
+    def write(folder: Path) -> None:
+        models[0].save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return save_checked(args.output_dir, write, check, models.clear)
 
 
 def main(args: Namespace) -> None:
-    check_model(args.base_model_name_or_path)
-    check_output_dir(args.output_dir)
-    quantised = check_base(args.peft_model_path, args.base_model_name_or_path)
-    made_of = identity(args.base_model_name_or_path, args.peft_model_path)
-    if is_done(args.output_dir, made_of):
-        print(f"{args.output_dir} already holds this merge; nothing to do")
-        return
-
-    model, wanted = merge(args.base_model_name_or_path, args.peft_model_path, args.device, quantised)
-    has_tokenizer = (args.peft_model_path / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(args.peft_model_path if has_tokenizer else args.base_model_name_or_path)
-    precision = str(model.dtype).removeprefix("torch.")
-
-    temporary = args.output_dir.with_name(f".{args.output_dir.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE[precision]
-    try:
-        error = save_checked(model, tokenizer, temporary, wanted, tolerance, args.device)
-        counts = {"made_of": made_of, "relative_error": error, "precision": precision}
-        write_run_card(args.output_dir, args, counts=counts)  # first: a folder without its card would be a stranger's
-        os.replace(temporary, args.output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    base, adapter = args.base_model_name_or_path, args.peft_model_path
+    check_model(base)
+    quantised = check_base(adapter, base)
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"adapter {adapter} has no {ADAPTER_WEIGHTS}; has its training ended?")
+    with claim(args.output_dir, args, script=__file__, models=[base, adapter], folder=True) as held:
+        if held.is_done():
+            return print(held.already())
+        check_output(held)
+        held.begin()
+        model, wanted = merge(base, adapter, args.device, quantised)
+        precision = str(model.dtype).removeprefix("torch.")
+        tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE[precision]
+        error = relative_error(probe_logits(model), wanted)
+        if error > tolerance:
+            raise UserError(
+                f"merged logits are off base + adapter by {error:.2g}, more than {tolerance:.2g}; not saved"
+            )
+        has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+        models, tokenizer = [model], load_tokenizer(str(adapter) if has_tokenizer else base)
+        del model
+        verdict = save(models, tokenizer, args)
+        held.finish({"relative_error": error, "precision": precision, "check": verdict})
     print(f"{args.output_dir}: {precision}, logits within {error:.1e} of base + adapter (limit {tolerance:.0e})")
 
 

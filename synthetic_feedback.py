@@ -17,18 +17,19 @@ import random
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 from alignment import few_shot, records
 from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
-from alignment.engines import add_engine_arguments, engine_from
+from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
 from alignment.generation import Request, Sampling, generate, record_seed
 from alignment.journal import Journal
 from alignment.pretrained import check_model
 from alignment.ranking import binarise
-from alignment.run_cards import check_output_dir, write_run_card
+from alignment.run_cards import Run, claim
 
 DUPLICATE = 0.5  # ROUGE-L F against a seed or accepted prompt; the released call, where its function's default is 0.7
 STALLED = 1_000  # pg stops when the last so many candidates ...
@@ -38,67 +39,37 @@ SCORED_TOGETHER = 1_024  # pairs that --filter_reward_model sorts by length at a
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--mode", required=True, choices=("pg", "rg", "cs"), help="which of the three steps")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of prompts.txt and all that follows")
-    parser.add_argument(
-        "--prompt_file_path",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="pg: the seed file; rg: demonstration files, several in one call load the model once",
+    add, positive = parser.add_argument, number(int, 1)
+    add("--mode", required=True, choices=("pg", "rg", "cs"), help="which of the three steps")
+    add("--output_dir", type=Path, required=True, help="folder of prompts.txt and all that follows")
+    shown = "pg: the seed file; rg: demonstration files, several in one call load the model once"
+    add("--prompt_file_path", type=Path, nargs="+", metavar="FILE", help=shown)
+    shown = "folder or hub name; with --backend simulated also its settings: writer-7b?quality=0.4&latency=0.01"
+    add("--model_name_or_path", metavar="MODEL", help=shown)
+    add("--num_generation", type=positive, default=100, help="pg: prompts to accept (default: 100)")
+    shown = "examples before the prompt: pg queries (default: 10); rg dialogues, one or several counts (default: 3)"
+    add("--n_shot", type=positive, nargs="+", help=shown)
+    shown = (
+        "pg: candidates drawn between two updates of the shots' pool; hf: sequences decoded together at most "
+        "(default: 256; the released code's 4 leaves an engine idle)"
     )
-    parser.add_argument(
-        "--model_name_or_path",
-        metavar="MODEL",
-        help="folder or hub name; with --backend simulated also its settings: writer-7b?quality=0.4&latency=0.01",
-    )
-    parser.add_argument(
-        "--num_generation", type=number(int, 1), default=100, help="pg: prompts to accept (default: 100)"
-    )
-    parser.add_argument(
-        "--n_shot",
-        type=number(int, 1),
-        nargs="+",
-        help="examples before the prompt: pg queries (default: 10); rg dialogues, one or several counts (default: 3)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=number(int, 1),
-        default=256,
-        help="pg: candidates drawn between two updates of the shots' pool; hf: sequences decoded together at most "
-        "(default: 256; the released code's 4 leaves an engine idle)",
-    )
-    parser.add_argument(
-        "--rubric", nargs="+", metavar="CONFIG", help="cs: configurations, best first; equal ranks as a,b"
-    )
-    parser.add_argument(
-        "--filter_reward_model",
-        metavar="MODEL",
-        help="cs: keep only the pairs on which this reward model of train.py agrees (the paper's as-is RM validation)",
-    )
-    parser.add_argument("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
-    parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
-    parser.add_argument(
-        "--max_new_tokens",
-        type=number(int, 1),
-        help="default: 64 for pg; 384 for rg, 768 where the demonstrations' name has Faithful in it",
-    )
-    parser.add_argument("--seed", type=int, default=42, help="each record's own seed derives from it (default: 42)")
-    parser.add_argument("--limit", type=number(int, 1), help="rg, cs: only the first so many prompts (default: all)")
-    parser.add_argument(
-        "--legacy",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        help="pg, rg: read queries, drop long ones, space turns as the released code does (docs/almost.md, A1 A2 A7)",
-    )
+    add("--batch_size", type=positive, default=256, help=shown)
+    add("--rubric", nargs="+", metavar="CONFIG", help="cs: configurations, best first; equal ranks as a,b")
+    shown = "cs: keep only the pairs on which this reward model of train.py agrees (the paper's as-is RM validation)"
+    add("--filter_reward_model", metavar="MODEL", help=shown)
+    add("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
+    add("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
+    shown = "default: 64 for pg; 384 for rg, 768 where the demonstrations' name has Faithful in it"
+    add("--max_new_tokens", type=positive, help=shown)
+    add("--seed", type=int, default=42, help="each record's own seed derives from it (default: 42)")
+    add("--limit", type=positive, help="rg, cs: only the first so many prompts (default: all)")
+    shown = "pg, rg: read queries, drop long ones, space turns as the released code does (docs/almost.md, A1 A2 A7)"
+    add("--legacy", type=boolean, nargs="?", const=True, default=False, help=shown)
     add_engine_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    check_output_dir(args.output_dir)
     {"pg": generate_prompts, "rg": generate_responses, "cs": construct_comparisons}[args.mode](args)
 
 
@@ -118,18 +89,18 @@ def generate_prompts(args: argparse.Namespace) -> None:
     )
 
     output = args.output_dir / "prompts.txt"
-    with Journal(output) as journal:
-        accepted, dropped = mine(seeds, engine, sampling, journal, args, n_shot)
-    candidates = len(accepted) + sum(dropped.values())
-    if not accepted:
-        raise UserError(f"none of {candidates} candidates was accepted ({describe(dropped)}); try another model")
-    records.write_whole(output, [prompt + "\n" for prompt in accepted])
-    write_run_card(
-        output,
-        args,
-        inputs=[seed_file],
-        counts={"candidates": candidates, "dropped": dict(dropped), "accepted": len(accepted)},
-    )
+    with claim(output, args, script=__file__, inputs=[seed_file], **read_models(args)) as held:
+        if held.is_done():
+            return print(held.already())
+        held.begin()
+        with Journal(output) as journal:
+            accepted, dropped = mine(seeds, engine, sampling, journal, args, n_shot)
+        candidates = len(accepted) + sum(dropped.values())
+        if not accepted:
+            raise UserError(f"none of {candidates} candidates was accepted ({describe(dropped)}); try another model")
+        records.write_whole(output, [prompt + "\n" for prompt in accepted])
+        refuse_failed(dropped["failed"], candidates)
+        held.finish({"candidates": candidates, "dropped": dict(dropped), "accepted": len(accepted)})
     print(f"pg: {candidates:,} candidates -> {len(accepted):,} prompts ({describe(dropped)}): {output}")
 
 
@@ -158,7 +129,8 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
         label = f"pg {len(accepted)}/{args.num_generation}"
         for reply in generate(engine, requests, sampling, journal=journal, label=label):
             query = parse(reply.text or "")
-            reason = "no reply" if reply.text is None else why_drop(query, rules)
+            reason = reply.finish if reply.text is None else why_drop(query, rules)
+            reason = reason or (None if records.one_line(query) == query else "no line holds it")
             reason = reason or ("near duplicate" if pool.is_duplicate(query) else None)
             recent.append(reason is None)
             if reason:
@@ -200,13 +172,27 @@ def generate_responses(args: argparse.Namespace) -> None:
         for n_shot in shots
     ]
     engine = engine_from(args)
-    for path, demonstrations, n_shot in configurations:
-        respond(args, engine, queries, demonstrations, n_shot, inputs=[prompts_file, path])
+    with ExitStack() as claims:
+        held = []
+        for path, demonstrations, n_shot in configurations:  # all of them before any work
+            name = configuration_name(args.model_name_or_path, demonstrations.name, n_shot)
+            inputs = [prompts_file, path]
+            output = args.output_dir / f"{name}.json"
+            held.append(claims.enter_context(claim(output, args, script=__file__, inputs=inputs, **read_models(args))))
+        failed = [
+            respond(args, engine, queries, demonstrations, n_shot, run_of)
+            for run_of, (_, demonstrations, n_shot) in zip(held, configurations, strict=True)
+        ]
+    refuse_failed(sum(failed), len(queries) * len(configurations))
 
 
-def respond(args, engine, queries: list[str], demonstrations, n_shot: int, inputs: list[Path]) -> None:
-    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`."""
-    output = args.output_dir / f"{configuration_name(args.model_name_or_path, demonstrations.name, n_shot)}.json"
+def respond(args, engine, queries: list[str], demonstrations, n_shot: int, held: Run) -> int:
+    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`. How many requests
+    failed, which the same command tries again."""
+    if held.is_done():
+        print(held.already())
+        return 0
+    held.begin()
     sampling = Sampling(
         max_tokens=args.max_new_tokens or (768 if "Faithful" in demonstrations.name else 384),
         temperature=1.0 if args.temperature is None else args.temperature,
@@ -220,14 +206,16 @@ def respond(args, engine, queries: list[str], demonstrations, n_shot: int, input
         )
         for index, query in enumerate(queries)
     ]
-    with Journal(output) as journal:
-        replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
+    with Journal(held.output) as journal:
+        replies = generate(engine, requests, sampling, journal=journal, label=held.output.stem)
     texts = [None if reply.text is None else few_shot.parse_reply(reply.text) for reply in replies]
     came = len(texts) - texts.count(None)
-    records.write_whole(output, records.json_list(texts))
+    records.write_whole(held.output, records.json_list(texts))
     finishes = Counter(reply.finish for reply in replies)
-    write_run_card(output, args, inputs=inputs, counts={"prompts": len(queries), "finish": dict(finishes)})
-    print(f"rg: {len(queries):,} prompts -> {came:,} replies ({describe(finishes)}): {output}")
+    if not finishes["failed"]:
+        held.finish({"prompts": len(queries), "finish": dict(finishes)})
+    print(f"rg: {len(queries):,} prompts -> {came:,} replies ({describe(finishes)}): {held.output}")
+    return finishes["failed"]
 
 
 def configuration_name(model: str, demonstrations: str, n_shot: int) -> str:
@@ -246,14 +234,19 @@ def construct_comparisons(args: argparse.Namespace) -> None:
     responses = [records.read_responses(file, len(queries), args.limit) for file in files]
 
     output = args.output_dir / "comparison.json"
-    counts = Waterfall(names)
-    comparisons = compare(queries, responses, names, ranks, counts)
-    if args.filter_reward_model:
-        comparisons = validate(comparisons, args.filter_reward_model, counts)
-    records.write_whole(output, records.json_list(comparisons))
+    read = {"inputs": [prompts_file, *files], "models": [args.filter_reward_model], "cache_dir": args.cache_dir}
+    with claim(output, args, script=__file__, **read) as held:
+        if held.is_done():
+            return print(held.already())
+        held.begin()
+        counts = Waterfall(names)
+        comparisons = compare(queries, responses, names, ranks, counts)
+        if args.filter_reward_model:
+            comparisons = validate(comparisons, args.filter_reward_model, args.cache_dir, counts)
+        records.write_whole(output, records.json_list(comparisons))
+        held.finish(counts.as_dict())
     print(counts.tables())
     print(f"cs: {len(queries):,} prompts x {len(names)} -> {counts.total():,} comparisons: {output}")
-    write_run_card(output, args, inputs=[prompts_file, *files], counts=counts.as_dict())
 
 
 def parse_rubric(words: list[str]) -> tuple[list[str], list[int]]:
@@ -308,12 +301,12 @@ def compare(queries, responses, names, ranks, counts: Waterfall) -> Iterator[dic
             }
 
 
-def validate(comparisons: Iterator[dict], model_name: str, counts: Waterfall) -> Iterator[dict]:
+def validate(comparisons: Iterator[dict], model_name: str, cache_dir: Path | None, counts: Waterfall) -> Iterator[dict]:
     """The comparisons whose chosen response has the higher reward, by a model trained on other data (section 2.2)."""
     check_model(model_name)
     from alignment.training import reward_model
 
-    model, template = reward_model.load(model_name)
+    model, template = reward_model.load(model_name, cache_dir=cache_dir)
     counts.refused = Counter()
     while chunk := list(islice(comparisons, SCORED_TOGETHER)):
         chosen, rejected = (
@@ -378,6 +371,16 @@ def only_one(values: list | None, flag: str, what: str):
     if not values or len(values) > 1:
         raise UserError(f"--mode pg needs {flag} once: {what}")
     return values[0]
+
+
+def refuse_failed(failed: int, requests: int) -> None:
+    """Raise UserError where requests failed. What came is written and journalled, without a card: it is not done."""
+    if failed:
+        raise UserError(f"{failed:,} of {requests:,} requests failed; the same command tries these again")
+
+
+def read_models(args: argparse.Namespace) -> dict:
+    return {"models": models_read(args), "cache_dir": args.cache_dir}
 
 
 def read_queries(args: argparse.Namespace) -> tuple[list[str], Path]:

@@ -16,14 +16,15 @@ import argparse
 import functools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from alignment.adapters import quantised
-from alignment.command_line import REPOSITORY, ArgumentParser, UserError, boolean, nearest, number, run
-from alignment.run_cards import check_output_dir, finished_with, write_run_card
+from alignment.adapters import ALL_LINEAR, add_lora, quantisation, quantised, write_base_card
+from alignment.command_line import ArgumentParser, UserError, boolean, is_first, nearest, number, run, say
+from alignment.pretrained import check_model, contents, fit_embeddings, load_pretrained, training_tokenizer
+from alignment.run_cards import Run, checkpoint_to_resume, claim
+from alignment.templates import load_template
 from alignment.training_data import OBJECTIVES, control, counts, read_examples, report, usable
 
 # Constants of the papers: ALMoST's commands (papers' sections 1.5, 1.6), Janus's training table (3.2)
@@ -39,7 +40,6 @@ SAME_NAME = (  # ours and TrainingArguments'
     "save_steps save_total_limit logging_steps report_to"
 ).split()
 UNSHARDED_OPTIMISERS = ("bnb", "adamw_8bit", "paged", "lion", "ademamix", "adafactor")  # no DTensor goes into these
-RANK = int(os.environ.get("RANK", 0))
 
 
 def build_parser() -> ArgumentParser:
@@ -52,10 +52,11 @@ def build_parser() -> ArgumentParser:
     flag("--train_reward_model", **switch, help="ALMoST's spelling of --objective reward")
     flag("--model_name_or_path", required=True, help="any causal model of transformers: a folder or a hub name")
     flag("--cache_dir", help="where transformers keeps what it downloads")
-    flag("--data_path", required=True, help=".json, .jsonl, .parquet or a data set's name on the hub")
+    flag("--data_path", required=True, help=".json or .jsonl, also .gz, .parquet, or a data set's name on the hub")
     flag("--eval_data_path", help="the same for evaluation; evaluated at --eval_strategy and at the end")
     flag("--output_dir", type=Path, required=True, help="where the model goes")
     flag("--limit", type=positive, help="only the first N rows, for a trial; default all")
+    flag("--output_key", default="output", help="sft: the column that is learned, as chosen of pairs; default output")
     flag("--template", default="almost", help="almost | alpaca | mistral (Janus) | chat; default almost")
     flag("--model_max_length", type=positive, help="tokens; default 512 sft, 1024 reward, 2048 dpo, 4096 orpo")
     # objectives
@@ -68,7 +69,7 @@ def build_parser() -> ArgumentParser:
     flag("--lora_r", type=number(int, 0), default=0, help="rank; default 0: all weights are trained")
     flag("--lora_alpha", type=share, default=16, help="default 16")
     flag("--lora_dropout", type=number(float, 0, 1), default=0.0, help="default 0")
-    flag("--lora_target_modules", nargs="+", default=["all-linear"], help="names of modules; default all linear ones")
+    flag("--lora_target_modules", nargs="+", default=[ALL_LINEAR], help="names of modules; default all linear ones")
     flag("--load_in_8bit", **switch, help="quantise the frozen base with bitsandbytes; needs --lora_r")
     flag("--load_in_4bit", **switch, help="the same in 4 bits")
     # model and batches
@@ -96,7 +97,7 @@ def build_parser() -> ArgumentParser:
     flag("--save_strategy", default="no", choices=("no", "steps", "epoch"), help="checkpoints to resume from")
     flag("--save_steps", type=share, default=500, help="default 500")
     flag("--save_total_limit", type=positive, help="checkpoints kept; default all")
-    flag("--resume_from_checkpoint", help="a checkpoint folder, or True for the last in --output_dir")
+    flag("--resume_from_checkpoint", help="a checkpoint's folder, or True for the newest whole one there is")
     flag("--logging_steps", type=share, default=1, help="default 1")
     flag("--report_to", nargs="+", default=["none"], help="wandb, tensorboard, ...; default none")
     # FSDP
@@ -112,6 +113,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     words = [parser._underscored(word) for word in argv]
     args, rest = parser.parse_known_args(words)
     args.trainer = trainer_flags(parser, rest) if rest else {}
+    given = {word.split("=")[0] for word in words}
+    if "--evaluation_strategy" in given:
+        say("translated: --evaluation_strategy -> --eval_strategy")
+    if "--warmup_ratio" in given:
+        ratio = args.warmup_ratio
+        say(f"translated: --warmup_ratio {ratio} -> --warmup_steps {ratio} (a share of all steps)")
     args.objective = args.objective or ("reward" if args.train_reward_model else "sft")
     if args.train_reward_model and args.objective != "reward":
         parser.error(f"--train_reward_model and --objective {args.objective} contradict each other")
@@ -127,6 +134,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--control replaces preferences, and --objective sft has none")
     if args.normalize_reward and args.objective != "reward":
         parser.error("--normalize_reward is for --objective reward")
+    if args.output_key != "output" and args.objective != "sft":
+        parser.error("--output_key is for --objective sft: pairs have chosen and rejected")
     if args.load_in_8bit and args.load_in_4bit:
         parser.error("--load_in_8bit and --load_in_4bit contradict each other; give one of them")
     if quantised(args) and not args.lora_r:
@@ -151,15 +160,19 @@ def trainer_flags(parser: ArgumentParser, rest: list[str]) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> None:
-    say = print if RANK == 0 else (lambda *words: None)
+    check_model(args.model_name_or_path)
+    inputs = filter(None, (args.data_path, args.eval_data_path))
+    read = {"inputs": inputs, "models": [args.model_name_or_path], "cache_dir": args.cache_dir}
     try:
-        if finished_before(args):
-            return say(f"{args.output_dir} holds this very run, finished; nothing to do")
-        template, sets, row_counts = load_data(args, say)
-        train_args = training_arguments(args, say)
-        model = load_model(args, template, train_args)
-        trainer = build_trainer(args, train_args, model, template, sets)
-        train_and_save(args, trainer, template, row_counts, say)
+        with claim(args.output_dir, args, script=__file__, folder=True, **read) as held:
+            if held.is_done():
+                return say(held.already())
+            resume = checkpoint_to_resume(held, args.resume_from_checkpoint)
+            template, sets, row_counts = load_data(args)
+            train_args = training_arguments(args)
+            model = load_model(args, template, train_args)
+            trainer = build_trainer(args, train_args, model, template, sets)
+            train_and_save(args, trainer, template, row_counts, held, resume)
     except KeyboardInterrupt:
         say(f"\ninterrupted; if {args.output_dir} has checkpoints, --resume_from_checkpoint True goes on from the last")
         sys.exit(130)
@@ -168,36 +181,14 @@ def main(args: argparse.Namespace) -> None:
 # Load
 
 
-def finished_before(args: argparse.Namespace) -> bool:
-    """Whether the output folder holds this run. Raises UserError where it holds another and none is to be resumed."""
-    check_output_dir(args.output_dir)
-    folder = args.output_dir
-    if args.resume_from_checkpoint not in (None, "False", "false"):
-        return False
-    if finished_with(folder, args) and (folder / "check.json").exists():
-        return True
-    held = sorted(
-        path.name for pattern in ("*.safetensors", "history.jsonl", "checkpoint-*") for path in folder.glob(pattern)
-    )
-    if held:
-        raise UserError(
-            f"output directory {folder} holds another run ({', '.join(held[:3])}); give another --output_dir, or "
-            "--resume_from_checkpoint True to go on with it"
-        )
-    return False
-
-
-def load_data(args: argparse.Namespace, say):
+def load_data(args: argparse.Namespace):
     """The template, items of "train" and "eval", and counts by reason for the run card."""
-    from alignment.pretrained import check_model, training_tokenizer
-    from alignment.templates import load_template
     from alignment.training.batches import encode_examples
 
-    check_model(args.model_name_or_path)
     sets, row_counts = {}, {}
-    examples = {"train": read_examples(args.data_path, args.objective, args.limit)}
+    examples = {"train": read_examples(args.data_path, args.objective, args.limit, args.output_key)}
     if args.eval_data_path:
-        examples["eval"] = read_examples(args.eval_data_path, args.objective, args.limit)
+        examples["eval"] = read_examples(args.eval_data_path, args.objective, args.limit, args.output_key)
     tokenizer = training_tokenizer(args.model_name_or_path, args.cache_dir)
     template = load_template(args.template, tokenizer)
     for name, read in examples.items():
@@ -214,7 +205,7 @@ def load_data(args: argparse.Namespace, say):
     return template, sets, row_counts
 
 
-def training_arguments(args: argparse.Namespace, say):
+def training_arguments(args: argparse.Namespace):
     """TrainingArguments of today's transformers from flags as the papers spell them; what is translated is said."""
     import torch
     from transformers import TrainingArguments
@@ -234,11 +225,8 @@ def training_arguments(args: argparse.Namespace, say):
         ddp_find_unused_parameters=False,
     )
     values |= dict(gradient_checkpointing_kwargs={"use_reentrant": False}) if args.gradient_checkpointing else {}
-    given = {word.split("=")[0] for word in sys.argv}
-    notes = ["--evaluation_strategy -> --eval_strategy"] if "--evaluation_strategy" in given else []
     values["warmup_steps"] = args.warmup_steps if args.warmup_ratio is None else args.warmup_ratio
-    if args.warmup_ratio is not None and "--warmup_ratio" in given:
-        notes.append(f"--warmup_ratio {args.warmup_ratio} -> --warmup_steps {args.warmup_ratio} (a share of all steps)")
+    notes = []
     cuda = torch.cuda.is_available()
     values["use_cpu"] = not cuda
     if args.tf32 is not None:
@@ -299,8 +287,6 @@ def layer_class(args: argparse.Namespace) -> list[str] | None:
     """The layer to wrap: the one asked for where the model has it, else the model's own (a Mistral is no Llama)."""
     from transformers import AutoModelForCausalLM
 
-    from alignment.pretrained import load_pretrained
-
     config = load_pretrained("AutoConfig", args.model_name_or_path, cache_dir=args.cache_dir)
     own = list(AutoModelForCausalLM._model_mapping[type(config)]._no_split_modules or [])
     asked = args.fsdp_transformer_layer_cls_to_wrap
@@ -312,8 +298,6 @@ def load_model(args: argparse.Namespace, template, train_args):
     import torch
     from transformers import set_seed
 
-    from alignment.adapters import quantisation
-    from alignment.pretrained import fit_embeddings, load_pretrained
     from alignment.training.logps import speak_logps
     from alignment.training.unpadding import unpad
 
@@ -337,28 +321,18 @@ def load_model(args: argparse.Namespace, template, train_args):
         unpad(model)
     else:
         speak_logps(model)
-    return add_lora(args, model, reward) if args.lora_r else model
-
-
-def add_lora(args: argparse.Namespace, model, reward: bool):
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if quantised(args):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-    elif args.gradient_checkpointing:
-        model.enable_input_require_grads()
-    targets = args.lora_target_modules
-    config = LoraConfig(
+    if not args.lora_r:
+        return model
+    return add_lora(
+        model,
         r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        alpha=args.lora_alpha,
+        dropout=args.lora_dropout,
+        targets=args.lora_target_modules,
         task_type="SEQ_CLS" if reward else "CAUSAL_LM",
+        quantised=quantised(args),
+        gradient_checkpointing=args.gradient_checkpointing,
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
 
 
 # Build
@@ -391,79 +365,43 @@ def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
     )
 
 
-def add_references(args: argparse.Namespace, trainer) -> None:
-    """DPO: log-probabilities under the model as it starts, computed once, kept under a print of model and data."""
-    import torch
-    from transformers import TrainerCallback
-
-    from alignment.training.trainers import fingerprint
-
-    sets = {"train": trainer.train_dataset} | ({"eval": trainer.eval_dataset} if trainer.eval_dataset else {})
-    paths = {
-        name: args.output_dir / f"reference-{name}-{fingerprint(trainer.model, data.items)}.pt"
-        for name, data in sets.items()
-    }
-
-    class References(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            for name, path in paths.items():
-                if not path.exists():
-                    if args.resume_from_checkpoint:
-                        raise UserError(f"cannot resume: {path} is missing, the reference's log-probabilities")
-                    found = trainer.pair_logps(name)
-                    if RANK == 0:
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        torch.save(found, path.with_suffix(".tmp"))
-                        path.with_suffix(".tmp").rename(path)
-                    trainer.accelerator.wait_for_everyone()
-                trainer.references[name] = torch.load(path)
-
-    trainer.add_callback(References())
-
-
 # Run and save
 
 
-def train_and_save(args: argparse.Namespace, trainer, template, row_counts: dict, say) -> None:
-    from alignment.adapters import write_base_card
+def train_and_save(
+    args: argparse.Namespace, trainer, template, row_counts: dict, held: Run, resume: Path | None
+) -> None:
+    from alignment.training.references import References
+    from alignment.training.saving import save_trained
 
     if args.objective == "dpo":
-        add_references(args, trainer)
-    trainer.train(resume_from_checkpoint=checkpoint(args))
+        start = contents(args.model_name_or_path, args.cache_dir)
+        trainer.add_callback(References(trainer, args.output_dir, start))
+    held.begin_training()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     final = evaluated(trainer) if args.eval_data_path else {}
-    reward = args.objective == "reward"
-    trainer.round_weights()
-    if args.normalize_reward:
-        trainer.keep_reward_statistics()
-    check = trainer.check_rows(8, "reward" if reward else "logps")
-    trainer.save_final(args.output_dir)
-    if RANK == 0:
+
+    def base_card(folder: Path) -> None:
         if args.lora_r:
-            write_base_card(args.output_dir, args.model_name_or_path, quantised(args))
-        (args.output_dir / "check.json").write_text(json.dumps(check))
-        trainer.release()
-        verdict = verify(args.output_dir)
+            write_base_card(folder, args.model_name_or_path, quantised(args), args.cache_dir)
+
+    kind = "reward" if args.objective == "reward" else "logps"
+    verdict = save_trained(
+        trainer, args.output_dir, template, kind=kind, reward_statistics=args.normalize_reward, also=base_card
+    )
+    if is_first():
         say(f"saved and loaded again in a fresh process: {json.dumps(verdict)}")
-        if not verdict["agrees"]:
-            raise UserError(f"{args.output_dir} does not give what the trained model gave: {json.dumps(verdict)}")
         history = [line for line in trainer.state.log_history if "loss" in line]
-        results = {
-            "rows": row_counts,
-            "check": verdict,
-            "steps": trainer.state.global_step,
-            "last": history[-1:],
-            "evaluation": final,
-        }
-        inputs = [Path(path) for path in (args.data_path, args.eval_data_path) if path and Path(path).is_file()]
-        write_run_card(args.output_dir, args, counts=results, inputs=inputs)
-        say(
-            f"{args.output_dir}: {trainer.state.global_step} steps; "
-            + ", ".join(
-                f"{name} {value:.4f}"
-                for name, value in {**(history or [{}])[-1], **final}.items()
-                if name in ("loss", "accuracy", "margin") or name.startswith("eval_")
-            )
-        )
+        steps = trainer.state.global_step
+        results = {"rows": row_counts, "check": verdict, "steps": steps, "last": history[-1:], "evaluation": final}
+        held.finish(results)
+        shown = {**(history or [{}])[-1], **final}
+        told = [
+            f"{name} {value:.4f}"
+            for name, value in shown.items()
+            if name in ("loss", "accuracy", "margin") or name.startswith("eval_")
+        ]
+        say(f"{args.output_dir}: {steps} steps; {', '.join(told)}")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
@@ -474,33 +412,6 @@ def evaluated(trainer) -> dict[str, float]:
     done = [line for line in state.log_history if "eval_loss" in line and line["step"] == state.global_step]
     found = done[-1] if done else trainer.evaluate()
     return {name: value for name, value in found.items() if name.startswith("eval_")}
-
-
-def checkpoint(args: argparse.Namespace) -> str | None:
-    """The checkpoint to resume from, or None. Raises UserError for a folder that is none."""
-    asked = args.resume_from_checkpoint
-    if asked in (None, "False", "false"):
-        return None
-    if asked in ("True", "true"):
-        found = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        if not found:
-            raise UserError(f"--resume_from_checkpoint: {args.output_dir} has no checkpoint-*")
-        asked = str(found[-1])
-    if not (Path(asked) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {asked} is no checkpoint: it has no trainer_state.json")
-    return asked
-
-
-def verify(folder: Path) -> dict:
-    """alignment.training.saving in a fresh process, which knows nothing but the folder."""
-    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "-m", "alignment.training.saving", str(folder.resolve())]
-    done = subprocess.run(command, cwd=REPOSITORY, env=alone, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    if not lines or done.returncode not in (0, 1):
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise UserError(f"{folder} was saved and cannot be loaded again: {said}")
-    return json.loads(lines[-1])
 
 
 if __name__ == "__main__":

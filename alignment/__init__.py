@@ -2,11 +2,11 @@
 
 The contracts and the text half, which import neither torch nor vllm nor a model of transformers:
     command_line.py  argument types, one-line errors, who speaks under torchrun, progress, tables
-    run_cards.py     what a run was made of, beside its output
-    records.py       a row of each file: read and checked at the door, written whole
+    run_cards.py     what an output was made of: may I write here, is it done, where does a training go on
+    records.py       rows in all their forms and formats: read and checked at the door, written whole
     journal.py       finished requests on disk: crash, resume, exactly once
     pretrained.py    models and tokenizers from a folder or the hub, and what identifies one
-    adapters.py      LoRA adapters, the base each belongs to, and how it is quantised
+    adapters.py      LoRA: how it is added, the base that it belongs to, and how that is quantised
     templates.py     a row -> prompt text, ids and stop strings, one object per template, for training and inference
     few_shot.py      ALMoST's few-shot prompts, and reply -> text; format and parse are neighbours
     training_data.py the rows that train.py learns from, in all their forms
@@ -15,6 +15,8 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
     ranking.py       many texts for one prompt: who beats whom, may it be a pair
     judging.py       judgments: their rows, the prompts that ask for them, and the reading of replies
+    intervals.py     how sure a number is: Wilson, bootstrap, and the one way to print both
+    pages.py         the one way to a self-contained, escaped HTML page
 
 engines/, what runs models: `engine_from` and its flags in __init__.py;
     vllm.py  hf.py  openai.py  simulated.py
@@ -29,7 +31,9 @@ training/, what imports torch to learn or to score:
     trainers.py      HF Trainer whose step functions call losses.py
     history.py       what a training run shows and leaves: bar, history.jsonl, history.png
     reward_model.py  load, score(texts)
-    saving.py        is what was saved what was trained?
+    references.py    DPO's reference log-probabilities, computed once
+    saving.py        written, loaded again by a fresh process, and the same: one call for every script that saves
+    static_hhh.py    static HHH: its rows, what a policy is asked, and letters as answers
     cut_lines.py     CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
     cut_trainer.py   CUT: the training step, and the Trainer that takes it
 """

@@ -1,55 +1,24 @@
-"""LoRA adapters and the base each belongs to.
+"""LoRA adapters: how one is added to a model, and the base that each belongs to.
 
 An adapter fits the one base that it was trained on, in the precision that it was trained in. Beside the adapter stands
-`base_model.json`, {"name", "fingerprint", "quantised"}, which tells that base wherever it has been moved; an adapter of
+`base_model.json`, {"name", "weights", "quantised"}, which tells that base wherever it has been moved; an adapter of
 another maker has only the name in its own `adapter_config.json`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alignment.command_line import UserError
+from alignment.pretrained import ADAPTER_CONFIG, contents
 from alignment.records import read_json, write_whole
 
-ADAPTER_CONFIG = "adapter_config.json"
 BASE_CARD = "base_model.json"
-
-
-def checkpoint_folder(name: str) -> Path | None:
-    """The folder that holds a checkpoint's files: the path itself, or a hub name's snapshot if the cache has it."""
-    if Path(name).is_dir():
-        return Path(name)
-    from transformers.utils import cached_file
-
-    try:
-        return Path(cached_file(name, "config.json", local_files_only=True)).parent
-    except OSError:
-        return None
-
-
-def fingerprint(name: str) -> str | None:
-    """A hash of every weight's name, shape and first row, however they are spread over files; None without safetensors.
-
-    A checkpoint that LoRA was merged into differs from its base in the first rows of what LoRA changed.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    folder, parts = checkpoint_folder(name), {}
-    for path in sorted(folder.glob("*.safetensors")) if folder else []:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (no dict)
-                    weight = file.get_slice(key)
-                    row = weight[:1] if weight.get_shape() else file.get_tensor(key)
-                    parts[key] = f"{key} {weight.get_shape()} {row.flatten().double().numpy().tobytes().hex()}"
-        except SafetensorError as error:
-            raise UserError(f"model {name}: {path.name} is not whole: {error}") from error
-    return hashlib.sha256("\n".join(parts[key] for key in sorted(parts)).encode()).hexdigest() if parts else None
+ALL_LINEAR = "all-linear"
 
 
 def quantised(args: Namespace) -> str | None:
@@ -76,6 +45,51 @@ def quantisation(bits: str | None, compute_dtype: str = "float32") -> dict:
     return {"quantization_config": config}
 
 
+def add_lora(
+    model: Any,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str],
+    task_type: str,
+    quantised: str | None = None,
+    gradient_checkpointing: bool = False,
+) -> Any:
+    """`model` under a new adapter. `targets` are names of its linear layers, or all-linear; `task_type` is CAUSAL_LM or
+    SEQ_CLS. Raises UserError for a name that no layer has, and says which there are."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if list(targets) != [ALL_LINEAR]:
+        check_target_modules(model, targets)
+    if quantised:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    elif gradient_checkpointing:
+        model.enable_input_require_grads()
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=ALL_LINEAR if list(targets) == [ALL_LINEAR] else list(targets),
+        task_type=task_type,
+    )
+    return get_peft_model(model, config)
+
+
+def check_target_modules(model: Any, names: Sequence[str]) -> None:
+    """Raise UserError where a name is that of no weight matrix between embeddings and head."""
+    head = model.get_output_embeddings()
+    matrices = {
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module is not head and "embed" not in path
+    }
+    missing = [name for name in names if name not in matrices]
+    if missing:
+        raise UserError(f"--lora_target_modules {' '.join(missing)}: the model has {', '.join(sorted(matrices))}")
+
+
 def with_adapter(model: Any, adapter: Path) -> Any:
     """`model` under the adapter. Raises UserError where their shapes differ, or the adapter's file is not whole."""
     from peft import PeftModel
@@ -88,24 +102,29 @@ def with_adapter(model: Any, adapter: Path) -> Any:
         raise UserError(f"adapter {adapter} does not fit the base: {reason}") from error
 
 
-def write_base_card(adapter: Path, base: str, quantised: str | None) -> None:
+def write_base_card(adapter: Path, base: str, quantised: str | None, cache_dir: str | None = None) -> None:
     """Say beside an adapter what it was trained on. `quantised` is None, "8bit" or "4bit"."""
-    card = {"name": base, "fingerprint": fingerprint(base), "quantised": quantised}
+    card = {"name": base, "weights": weights_of(base, cache_dir), "quantised": quantised}
     write_whole(adapter / BASE_CARD, [json.dumps(card, indent=2) + "\n"])
+
+
+def weights_of(name: str, cache_dir: str | None = None) -> str | None:
+    return (contents(name, cache_dir) or {}).get("weights")
 
 
 def check_base(adapter: Path, base: str) -> str | None:
     """How the base was quantised while the adapter was trained. Raises UserError where `base` is another base."""
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise UserError(f"{adapter} has no {ADAPTER_CONFIG}: it is no adapter (a full fine-tune needs no merge)")
-    if not (adapter / BASE_CARD).is_file():
-        trained_on = read_json(adapter / ADAPTER_CONFIG, "adapter config").get("base_model_name_or_path") or ""
-        if Path(trained_on).name != Path(base).name:
-            raise UserError(f"adapter {adapter} was trained on {trained_on or 'an unnamed base'}, not on {base}")
-        return None
-    card = read_json(adapter / BASE_CARD, "base card")
-    found = fingerprint(base)
-    same = found == card["fingerprint"] if found and card["fingerprint"] else Path(base).name == Path(card["name"]).name
-    if not same:
-        raise UserError(f"adapter {adapter} was trained on {card['name']}, and the weights of {base} are not the same")
-    return card["quantised"]
+    card = read_json(adapter / BASE_CARD, "base card") if (adapter / BASE_CARD).is_file() else {}
+    found, trained_on = weights_of(base), card.get("weights")
+    if found and trained_on:
+        if found != trained_on:
+            raise UserError(
+                f"adapter {adapter} was trained on {card['name']}, and the weights of {base} are not the same"
+            )
+    else:
+        name = card.get("name") or read_json(adapter / ADAPTER_CONFIG, "adapter config").get("base_model_name_or_path")
+        if Path(name or "").name != Path(base).name:
+            raise UserError(f"adapter {adapter} was trained on {name or 'an unnamed base'}, not on {base}")
+    return card.get("quantised")

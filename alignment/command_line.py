@@ -63,9 +63,20 @@ class ArgumentParser(argparse.ArgumentParser):
         refuse(f"{self.prog}: error: {message}")
 
 
+def is_first() -> bool:
+    """Whether this process speaks and writes: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(*words: object) -> None:
+    """print, from one process of those that torchrun started."""
+    if is_first():
+        print(*words, flush=True)
+
+
 def refuse(line: str) -> NoReturn:
     """Exit with code 2 and this line. Of processes that torchrun started the first says it, the others wait for it."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(line, file=sys.stderr)
     else:
         time.sleep(5)  # torchrun stops all once one has ended
@@ -100,7 +111,7 @@ def number(kind: type, low: float, high: float = float("inf"), *, above: bool = 
 
 def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.Namespace], None]) -> NoReturn:
     """Run a script. The user's mistakes end with exit code 2 and one line, an interrupt with 130."""
-    script = Path(sys.argv[0]).name
+    script = Path(main.__code__.co_filename).name
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of kernels that nothing here needs
     try:
         main(parse_args())

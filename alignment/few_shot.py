@@ -98,6 +98,9 @@ REPLY_STOP = ("Human:", "Assistant:", SEPARATOR)
 
 
 def parse_reply(text: str) -> str:
-    """The assistant's turn alone. Generating with REPLY_STOP and cutting afterwards give the same text (A5)."""
+    """The assistant's turn alone. Generating with REPLY_STOP and cutting afterwards give the same text (A5).
+
+    Of its ends only blanks and newlines go, as released, so that the filter sees a tab or a no-break space there.
+    """
     text = text.split(SEPARATOR)[0]
-    return text.split("Assistant:")[0].split("Human:")[0].strip()
+    return text.split("Assistant:")[0].split("Human:")[0].strip("\n ")

@@ -13,7 +13,9 @@ from alignment.records import BAD
 
 Rule = tuple[str, Callable[[str], bool]]  # a reason, and whether a text is to be dropped for it
 
-_UNKNOWING = re.compile(r"(don('|’)t|do not)\s+know")
+_UNKNOWING, _HUMAN, _IMAGE = (
+    re.compile(pattern, re.IGNORECASE) for pattern in (r"(don('|’)t|do not)\s+know", "Human:", "<Image>")
+)
 
 
 def _ends_in_punctuation(text: str) -> bool:
@@ -32,7 +34,8 @@ QUERY_RULES_AS_RELEASED: list[Rule] = [
     ("long and whole", lambda query: len(query) > 250 and _ends_in_punctuation(query)),
 ]
 
-# The heuristic filter of comparisons, as released, also where a rule is blunt (A6).
+# The heuristic filter of comparisons, as released, also where a rule is blunt (A6). few_shot.parse_reply has taken
+# blanks and newlines from a reply's ends; with any other white space there it has no full stop at the end.
 RESPONSE_RULES: list[Rule] = [
     ("marked BAD", lambda reply: reply == BAD),
     ("under 50 characters", lambda reply: len(reply) < 50),
@@ -40,8 +43,8 @@ RESPONSE_RULES: list[Rule] = [
     ("starts with well", lambda reply: reply[:4].lower() == "well"),
     ("no full stop at the end", lambda reply: not reply.endswith((".", "!"))),
     ("does not know", lambda reply: _UNKNOWING.search(reply) is not None),
-    ("holds Human:", lambda reply: "Human:" in reply),
-    ("holds <Image>", lambda reply: "<Image>" in reply),
+    ("holds Human:", lambda reply: _HUMAN.search(reply) is not None),
+    ("holds <Image>", lambda reply: _IMAGE.search(reply) is not None),
 ]
 
 

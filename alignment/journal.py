@@ -7,11 +7,9 @@ parser finds everything. `kill -9`, run again: a torn last line is cut off and t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +23,36 @@ def key(**determinants: Any) -> str:
 
 
 class Journal:
-    """The journal beside `output`, open for one writer. Used as a context manager.
+    """The journal beside `output`, for the one process that holds the output (run_cards.claim). A context manager.
 
-    Raises UserError where another process, which the message names, has it open, or it cannot be written.
+    Raises UserError where it is damaged or cannot be written.
     """
 
     def __init__(self, output: Path):
         self.path = output.with_name(output.name + ".journal.jsonl")
-        folder = self.path.parent
-        self._made_folder = not folder.exists()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab+")
         except OSError as error:
             raise UserError(f"{output} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it at kill -9
-        except BlockingIOError:
-            _, writer, _ = self._read()
-            self._file.close()
-            raise UserError(f"{output} is being written by {writer}; wait for it, or stop it") from None
-        self._replies, _, end = self._read()
+        self._replies, end = self._read()
         self._file.truncate(end)
-        self._append({"writer": f"process {os.getpid()} on {socket.gethostname()}"})
 
-    def _read(self) -> tuple[dict[str, tuple[str, str]], str, int]:
-        """The replies so far, the last writer's name, and where the whole lines end."""
-        replies, writer, end = {}, "another process", 0
+    def _read(self) -> tuple[dict[str, tuple[str, str]], int]:
+        """The replies so far, and where the whole lines end. A line that names a writer is of an earlier version."""
+        replies, end = {}, 0
         self._file.seek(0)
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
             try:
                 row = json.loads(line)
-                if "writer" in row:
-                    writer = row["writer"]
-                else:
+                if "writer" not in row:
                     replies[row["key"]] = (row["text"], row["finish"])
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"journal {self.path} is damaged at byte {end}; mend or delete it") from None
             end += len(line)
-        return replies, writer, end
+        return replies, end
 
     def _append(self, row: dict) -> None:
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -87,6 +74,4 @@ class Journal:
             os.fsync(self._file.fileno())
         else:  # nothing happened: leave nothing behind
             self.path.unlink()
-            if self._made_folder:
-                self.path.parent.rmdir()
         self._file.close()

@@ -9,45 +9,46 @@ malformed: it has a reason instead of a judgment, and nothing is guessed from it
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from alignment.command_line import REPOSITORY, UserError
-from alignment.records import read_text
-from alignment.training_data import read_rows
+from alignment.records import is_number, read_rows, read_text
+from alignment.templates import instruction_of
 
 SATISFACTORY_SCORE = 7
 FAULTY_SCORE = 1  # what the released converter gives a row with a judgment
 PROMPTS = REPOSITORY / "assets" / "judge"
 
 
-# Rows, from .json, .jsonl, .parquet or a data set's name on the hub
+# Rows, from any source that records.read_rows reads
 
 
-def read_some_rows(path: str) -> list[dict]:
+def read_instructions(path: str | Path, *, with_output: bool = False) -> list[dict]:
+    """Rows with an `instruction` (and an `output`), without what is null. A missing `input` becomes "", a missing `id`
+    the row's number."""
     rows = read_rows(path)
-    if not rows:
-        raise UserError(f"data {path} has no rows")
-    return rows
-
-
-def read_instructions(path: str, *, with_output: bool = False) -> list[dict]:
-    """Rows with an `instruction` (and an `output`). A missing `input` becomes "", a missing `id` the row's number."""
-    rows = read_some_rows(path)
     for number, row in enumerate(rows):
         if not isinstance(row.get("instruction"), str) or not row["instruction"].strip():
             raise UserError(f"data {path}, row {number} has no text under 'instruction'")
         if with_output and not isinstance(row.get("output"), str):
             raise UserError(f"data {path}, row {number} has no text under 'output'")
-        if not isinstance(row.get("input") or "", str):
-            raise UserError(f"data {path}, row {number}: 'input' is no text")
-    return [{"id": number} | row | {"input": row.get("input") or ""} for number, row in enumerate(rows)]
+        check_input(path, number, row)
+    there = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return [{"id": number, "input": ""} | row for number, row in enumerate(there)]
 
 
-def read_judgments(path: str) -> list[dict]:
+def check_input(path: str | Path, number: int, row: dict) -> None:
+    if not isinstance(row.get("input"), str | None):
+        raise UserError(f"data {path}, row {number}: 'input' is no text")
+
+
+def read_judgments(path: str | Path) -> list[dict]:
     """Rows whose `judgment` is a text or None, None also where `score` makes them satisfactory."""
-    rows = read_some_rows(path)
+    rows = read_rows(path)
     for number, row in enumerate(rows):
         for name in ("instruction", "output"):
             if not isinstance(row.get(name), str) or not row[name].strip():
@@ -59,8 +60,9 @@ def read_judgments(path: str) -> list[dict]:
             )
         if row["judgment"] is not None and not (isinstance(row["judgment"], str) and row["judgment"].strip()):
             raise UserError(f"data {path}, row {number}: 'judgment' is neither text nor null")
-        if not isinstance(row.get("score"), (int, float, type(None))):
+        if row.get("score") is not None and not is_number(row["score"]):
             raise UserError(f"data {path}, row {number}: 'score' is neither a number nor null")
+        check_input(path, number, row)
     return [row | {"input": row.get("input") or "", "judgment": fault(row)} for row in rows]
 
 
@@ -69,9 +71,14 @@ def fault(row: dict) -> str | None:
     return None if (row.get("score") or 0) >= SATISFACTORY_SCORE else row["judgment"]
 
 
-def instruction_of(row: dict) -> str:
-    """Instruction and input in one slot, a line apart (CUT section 2.2)."""
-    return f"{row['instruction']}\n{row['input']}" if row.get("input") else row["instruction"]
+def downsampled(rows: list[dict], ratio: float, seed: int) -> list[dict]:
+    """All flawed rows and int(flawed x ratio) of the satisfactory ones, in order; -1 keeps all (CUT, appendix A.4)."""
+    good = [number for number, row in enumerate(rows) if row["judgment"] is None]
+    keep = int((len(rows) - len(good)) * ratio)
+    if ratio == -1 or keep >= len(good):
+        return rows
+    kept = set(random.Random(seed).sample(good, keep))
+    return [row for number, row in enumerate(rows) if row["judgment"] is not None or number in kept]
 
 
 # Prompts and replies

@@ -1,23 +1,32 @@
-"""Models and tokenizers from a folder or the hub. What cannot be loaded is said in one line: UserError.
+"""Models and tokenizers from a folder or the hub, and what identifies one. What cannot be loaded is a UserError.
 
     check_model(name)                                            # before anything is imported
     tokenizer = load_tokenizer(name)                             # as it is
     tokenizer = training_tokenizer(name)                         # with a padding token of its own
     model = load_pretrained("AutoModelForCausalLM", name, dtype="auto")
+    contents(name)                                               # {"weights", "files"}: hashes of what is in it
 
 Imports neither torch nor transformers before one of them is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from alignment.command_line import UserError
 from alignment.journal import key
+from alignment.records import read_json, remembered, sha256
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+MODEL_FILES = r".*\.(safetensors|bin|model|jinja)|(.*config|.*token.*|vocab)\.json|merges\.txt"
+WEIGHT_FILES = r".*\.safetensors|(pytorch_model|adapter_model).*\.bin|.*\.gguf"
+ADAPTER_CONFIG = "adapter_config.json"
+LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+CHUNK = 1 << 22  # bytes read at a time
 
 
 def check_model(name: str) -> None:
@@ -78,6 +87,11 @@ def separate_padding(tokenizer: Any) -> None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
 
 
+def padding_id(tokenizer: Any) -> int:
+    """An id to fill batches with whose padding is told by the attention mask: any will do."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def fit_embeddings(model: Any, tokenizer: Any) -> None:
     """Room for a token the tokenizer has gained; its row is the mean of the others, as in ALMoST's SFT."""
     import torch
@@ -93,11 +107,88 @@ def fit_embeddings(model: Any, tokenizer: Any) -> None:
 
 
 def model_identity(name: str) -> str:
-    """The model's name, and for a folder the sizes and times of its files: another model there is another identity."""
+    """What the journal knows a model by: its name, and for a folder the sizes and times of its files."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
-    parts = r".*\.(safetensors|bin|model|jinja)|(.*config|.*token.*|vocab)\.json|merges\.txt"
-    files = sorted(path for path in folder.iterdir() if re.fullmatch(parts, path.name))  # not what was made of it
+    files = sorted(path for path in folder.iterdir() if re.fullmatch(MODEL_FILES, path.name))  # not what was made of it
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{folder.resolve()} {key(files=stats)}"
+
+
+def local_folder(name: str, cache_dir: str | Path | None = None) -> Path | None:
+    """The folder of a model's files: the path itself, or a hub name's snapshot if the cache has it, else None."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    for config in ("config.json", ADAPTER_CONFIG):
+        try:
+            found = try_to_load_from_cache(name, config, cache_dir=cache_dir)
+        except ValueError:  # no name that a hub could have
+            return None
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def contents(name: str | Path, cache_dir: str | Path | None = None) -> dict[str, str | None] | None:
+    """Hashes of what a model is: its "weights", whatever files they are spread over, and its other "files", config and
+    tokenizer. None where nothing of it is on this machine."""
+    folder = local_folder(str(name), cache_dir)
+    if folder is None:
+        return None
+    paths = [path for path in sorted(folder.iterdir()) if is_model_file(path.name)]
+    weights, files = {}, {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            weights |= remembered(path, "tensors", tensor_hashes)
+        elif re.fullmatch(WEIGHT_FILES, path.name):
+            weights[path.name] = sha256(path)
+        elif path.suffix != ".bin":  # pickled settings of a trainer
+            files[path.name] = sha256(path)
+    return {"weights": key(**weights) if weights else None, "files": key(**files)}
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of this name in a model's folder is a part of the model."""
+    return re.fullmatch(f"{WEIGHT_FILES}|{MODEL_FILES}", name) is not None
+
+
+def adapter_base(name: str, cache_dir: str | Path | None = None) -> str | None:
+    """The base that an adapter's folder names, or None where it is no adapter's."""
+    folder = local_folder(name, cache_dir)
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    return read_json(folder / ADAPTER_CONFIG, "adapter config").get("base_model_name_or_path")
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, dict], int]:
+    """{tensor: {"dtype", "shape", "data_offsets"}}, and where the data starts. UserError where it is not whole."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(size if size <= LONGEST_HEADER else 0))
+            header.pop("__metadata__", None)
+            end = max((each["data_offsets"][1] for each in header.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is no whole safetensors file: its header cannot be read") from error
+    if path.stat().st_size < 8 + size + end:
+        raise UserError(f"{path} is not whole: {path.stat().st_size:,} of {8 + size + end:,} bytes are there")
+    return header, 8 + size
+
+
+def tensor_hashes(path: Path) -> dict[str, str]:
+    """sha256 of each tensor's type, shape and bytes in a safetensors file. UserError where it is not whole."""
+    header, start = safetensors_header(path)
+    found = {}
+    with path.open("rb") as file:
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            digest = hashlib.sha256(f"{tensor['dtype']} {tensor['shape']} ".encode())
+            begin, end = tensor["data_offsets"]
+            file.seek(start + begin)
+            for at in range(begin, end, CHUNK):
+                digest.update(file.read(min(CHUNK, end - at)))
+            found[name] = digest.hexdigest()
+    return found

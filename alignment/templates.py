@@ -14,6 +14,10 @@ A row is any of these, and each template takes all of them that it can express:
     {"input": "..."}                                    self-play's, usually a dialogue
     {"system": "...", ...}                              a system message beside any of them
 
+    template = load_template("almost", tokenizer)           # prompt_ids(rows), response_ids(texts): what is trained on
+    rendering = rendering_from(args, "alpaca")              # render(row), stop: what an engine is asked to continue
+    tokenizer.chat_template = chat_template(template)       # what a saved model tells other tools
+
 Training ids equal inference ids because prompt and response are tokenised apart here, and nowhere else: a generator
 that starts from `prompt_ids(row)` stands where training stood. Imports no torch.
 """
@@ -23,15 +27,20 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from typing import Any, NoReturn
 
-from alignment.command_line import UserError, nearest
+from alignment.command_line import REPOSITORY, UserError, nearest
 from alignment.pretrained import load_tokenizer
 
 Message = dict[str, str]
+ASSETS = REPOSITORY / "assets" / "templates"
 TURN = re.compile(r"\n\n(Human|Assistant):")
-PROBE = "text between marks"  # stands for a reply while a chat template shows what it puts after one
+LAST_TURN = "\n\nAssistant:"
+ANCHOR = "\n"  # what a response is tokenised after, where its prompt ends in no special token
+PROBE = "text between marks"  # stands for what is said while a chat template shows what it makes of it
+SAMPLE = {"prompt": "a", "judgment": "a"}  # a row that every template takes, to see how its prompts begin and end
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,14 @@ class Template:
     render: Callable[[dict], str]
     lead: str = ""
     stop: tuple[str, ...] = ()
-    end: str = ""  # the token that closes a response; the tokenizer's EOS but for chat templates with another
+    end: str = ""  # the token that closes a response, where it is another than the tokenizer's EOS
+    folds: bool = True  # a system message opens the first turn; else it has a role of its own
+    trims: bool = False  # a response loses the blanks around it, as in many chat templates
 
     @property
     def end_id(self) -> int:
         """The id that is appended to a response and learned, and that ends generation."""
-        return self.tokenizer.convert_tokens_to_ids(self.end)
+        return self.tokenizer.convert_tokens_to_ids(self.end or self.tokenizer.eos_token)
 
     def prompt_ids(self, rows: Sequence[dict]) -> list[list[int]]:
         """Token ids of prompts, with BOS where the tokenizer adds one, and never twice."""
@@ -64,7 +75,14 @@ class Template:
 
     def response_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of responses as they follow a prompt, each closed by `end_id`, which is in the loss."""
-        return [ids + [self.end_id] for ids in continuation_ids(self.tokenizer, [self.lead + text for text in texts])]
+        spelled = [self.lead + (text.strip() if self.trims else text) for text in texts]
+        return [ids + [self.end_id] for ids in continuation_ids(self.tokenizer, spelled, self.anchor)]
+
+    @cached_property
+    def anchor(self) -> str:
+        """The special token that prompts end in, else ANCHOR."""
+        token = self.tokenizer.added_tokens_decoder.get(self.prompt_ids([SAMPLE])[0][-1])
+        return ANCHOR if token is None else token.content
 
 
 def load_template(name: str, tokenizer: Any) -> Template:
@@ -81,15 +99,26 @@ def load_template(name: str, tokenizer: Any) -> Template:
 
 def is_dialogue(text: Any) -> bool:
     """Whether a text is already in the shape of the `almost` template: Human and Assistant turns."""
-    return isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and LAST_TURN in text
+
+
+def split_dialogue(text: str) -> tuple[str, str]:
+    r"""A dialogue up to and with its last "\n\nAssistant:", and the reply after it, stripped."""
+    prompt, _, reply = text.rpartition(LAST_TURN)
+    return prompt + LAST_TURN, reply.strip()
 
 
 def dialogue_messages(text: str) -> list[Message]:
-    r"""The turns of "\n\nHuman: ...\n\nAssistant: ...", an empty last assistant turn left out."""
+    r"""The turns of "\n\nHuman: ...\n\nAssistant: ...", stripped, an empty last assistant turn left out."""
     parts = TURN.split("\n\n" + text.strip())[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
     return turns[:-1] if turns and turns[-1] == {"role": "assistant", "content": ""} else turns
+
+
+def instruction_of(row: dict) -> str:
+    """Instruction and input in one slot, a line apart (CUT section 2.2)."""
+    return f"{row['instruction']}\n{row['input']}" if row.get("input") else row["instruction"]
 
 
 def messages(row: dict) -> list[Message]:
@@ -100,29 +129,7 @@ def messages(row: dict) -> list[Message]:
     text = row["instruction"] if "instruction" in row else row["prompt"] if "prompt" in row else row["input"]
     if is_dialogue(text):
         return system + dialogue_messages(text)
-    if "instruction" in row and row.get("input"):
-        text = f"{text}\n{row['input']}"  # CUT section 2.2: one slot for both
-    return system + [{"role": "user", "content": text}]
-
-
-def system_and_turns(row: dict) -> tuple[str, list[Message]]:
-    found = messages(row)
-    has_system = bool(found) and found[0]["role"] == "system"
-    return (found[0]["content"], found[1:]) if has_system else ("", found)
-
-
-# Text
-
-
-def almost_text(row: dict) -> str:
-    r"""A dialogue as it is; anything else in "\n\nHuman: {}\n\nAssistant:". A system message opens the first turn."""
-    text = row.get("prompt", row.get("input"))
-    if is_dialogue(text) and not row.get("system"):
-        opened = "\n\n" + text.strip()
-        return opened if opened.endswith("\n\nAssistant:") else opened + "\n\nAssistant:"
-    names = {"user": "Human", "assistant": "Assistant"}
-    turns = fold_system(messages(row))
-    return "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in turns) + "\n\nAssistant:"
+    return system + [{"role": "user", "content": instruction_of(row) if "instruction" in row else text}]
 
 
 def fold_system(found: list[Message]) -> list[Message]:
@@ -130,55 +137,47 @@ def fold_system(found: list[Message]) -> list[Message]:
     if not found or found[0]["role"] != "system":
         return found
     system, first, *rest = found if len(found) > 1 else [*found, {"role": "user", "content": ""}]
-    return [{"role": "user", "content": f"{system['content']}\n{first['content']}"}, *rest]
+    told = f"{system['content']}\n" if system["content"] else ""
+    return [{"role": "user", "content": told + first["content"]}, *rest]
 
 
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-ALPACA_JUDGMENT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request and "
-    "matches the corresponding judgment.\n\n"
-    "### Instruction:\n{instruction}\n\n### Judgment:\n{judgment}\n\n### Response:\n"
-)
+# Text
 
 
-def single_turn(row: dict, template: str) -> str:
-    turns = fold_system(messages(row))
-    if len(turns) != 1:
-        raise UserError(f"template {template} holds one turn and the row has {len(turns)}; use almost, mistral or chat")
-    return turns[0]["content"]
+@cache
+def asset(name: str) -> Any:
+    """The compiled assets/templates/<name>.jinja, read as transformers reads a chat template."""
+    from jinja2 import Environment
+
+    def refuse(reason: str) -> NoReturn:
+        raise UserError(reason)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string((ASSETS / f"{name}.jinja").read_text("utf-8"))
 
 
-def alpaca_text(row: dict) -> str:
-    return ALPACA.format(instruction=single_turn(row, "alpaca"))
+def asset_text(name: str, row: dict, **slots: str) -> str:
+    """A row's prompt in a template of assets/, none of which has a role for a system message."""
+    return asset(name).render(messages=fold_system(messages(row)), add_generation_prompt=True, **slots)
 
 
-def alpaca_judgment_text(row: dict) -> str:
-    return ALPACA_JUDGMENT.format(instruction=single_turn(row, "alpaca_judgment"), judgment=row["judgment"])
+def almost_text(row: dict) -> str:
+    r"""A dialogue as it is; anything else in "\n\nHuman: {}\n\nAssistant:". A system message opens the first turn."""
+    text = row.get("prompt", row.get("input"))
+    if not is_dialogue(text) or row.get("system"):
+        return asset_text("almost", row)
+    opened = "\n\n" + text.strip()
+    return opened if opened.endswith(LAST_TURN) else opened + LAST_TURN
 
 
-def mistral_text(row: dict, eos: str) -> str:
-    r"""[INST] {system}\n{instruction} [/INST], earlier turns before it, each closed by EOS. No space after (J12)."""
-    system, turns = system_and_turns(row)
-    if not turns or turns[-1]["role"] != "user":
-        raise UserError("template mistral needs a row that ends in a user's turn")
-    text = ""
-    for position, turn in enumerate(turns):
-        said = f"{system}\n{turn['content']}" if system and position == 0 else turn["content"]
-        text += f"[INST] {said} [/INST]" if turn["role"] == "user" else said + eos
-    return text
+def chat_text(tokenizer: Any, found: list[Message], opened: bool, **settings: Any) -> str:
+    """What the tokenizer's chat template makes of messages, `opened` for a reply. UserError where it refuses them."""
+    from jinja2 import TemplateError  # which is what a template's own raise_exception raises
 
-
-def chat_text(row: dict, tokenizer: Any, system_allowed: bool) -> str:
-    """The tokenizer's own prompt, opened for the assistant. Where it refuses a system role, see `fold_system`."""
-    found = messages(row) if system_allowed else fold_system(messages(row))
     try:
-        return tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # whatever the template's own raise_exception says: jinja2 gives no narrower promise
-        if type(error).__module__.split(".")[0] != "jinja2":
-            raise
+        return tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=opened, **settings)
+    except TemplateError as error:
         raise UserError(f"the tokenizer's chat template refuses the row: {error}") from error
 
 
@@ -186,52 +185,61 @@ def chat_text(row: dict, tokenizer: Any, system_allowed: bool) -> str:
 
 
 def almost(tokenizer: Any) -> Template:
-    return Template("almost", tokenizer, almost_text, " ", ("\n\nHuman:",), tokenizer.eos_token)
+    return Template("almost", tokenizer, almost_text, " ", ("\n\nHuman:",))
 
 
 def alpaca(tokenizer: Any) -> Template:
-    return Template("alpaca", tokenizer, alpaca_text, "", ("\n\n### Instruction:",), tokenizer.eos_token)
+    return Template("alpaca", tokenizer, partial(asset_text, "alpaca"), "", ("\n\n### Instruction:",))
 
 
 def alpaca_judgment(tokenizer: Any) -> Template:
-    stop = ("\n\n### Instruction:",)
-    return Template("alpaca_judgment", tokenizer, alpaca_judgment_text, "", stop, tokenizer.eos_token)
+    return replace(
+        alpaca(tokenizer),
+        name="alpaca_judgment",
+        render=lambda row: asset_text("alpaca", row, judgment=row["judgment"]),
+    )
 
 
 def mistral(tokenizer: Any) -> Template:
-    eos = tokenizer.eos_token
-    return Template("mistral", tokenizer, lambda row: mistral_text(row, eos), "", ("[INST]",), eos)
+    render = partial(asset_text, "mistral", eos_token=tokenizer.eos_token)
+    return Template("mistral", tokenizer, render, "", ("[INST]",))
 
 
 def chat(tokenizer: Any) -> Template:
+    """The tokenizer's own. What it makes of a system message and of a reply is seen from what it writes."""
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template; name another: --template almost, alpaca or mistral")
-    allowed = accepts_system(tokenizer)
-    end = chat_end(tokenizer)
-    return Template("chat", tokenizer, lambda row: chat_text(row, tokenizer, allowed), "", (), end)
+    try:  # some raise on a system message, some drop it silently
+        folds = PROBE not in chat_text(tokenizer, [{"role": "system", "content": PROBE}, *talk("a")], False)
+    except UserError:
+        folds = True
+    said, padded = (chat_text(tokenizer, talk("a", reply), False) for reply in (PROBE, f" {PROBE} "))
+    before, _, after = said.rpartition(PROBE)
+    lead = before.removeprefix(chat_text(tokenizer, talk("a"), True))
+    return Template(
+        "chat",
+        tokenizer,
+        lambda row: chat_text(tokenizer, fold_system(messages(row)) if folds else messages(row), True),
+        lead=lead if lead.isspace() else "",  # other text, as an empty <think>, is no part of a reply
+        end=closing_token(tokenizer, after.strip()),
+        folds=folds,
+        trims=f" {PROBE} " not in padded,
+    )
+
+
+def talk(*said: str) -> list[Message]:
+    """A conversation: the user's turns and the assistant's by turns."""
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+
+
+def closing_token(tokenizer: Any, after: str) -> str:
+    """The special token that opens what a chat template writes after a reply; "" where it is EOS or there is none."""
+    first = plain_ids(tokenizer, [after])[0][:1]
+    special = first and first[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return tokenizer.convert_ids_to_tokens(first[0]) if special and first[0] != tokenizer.eos_token_id else ""
 
 
 TEMPLATES = {each.__name__: each for each in (almost, alpaca, alpaca_judgment, mistral, chat)}
-
-
-def accepts_system(tokenizer: Any) -> bool:
-    """Whether the chat template renders a system message: some raise, and some drop it silently."""
-    turns = [{"role": "system", "content": PROBE}, {"role": "user", "content": "a"}]
-    try:
-        return PROBE in tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != "jinja2":
-            raise
-        return False
-
-
-def chat_end(tokenizer: Any) -> str:
-    """The special token that the chat template writes after a reply (<|im_end|>, ...), or EOS where it writes none."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(PROBE)[2].strip()
-    ids = plain_ids(tokenizer, [after])[0] if after else []
-    special = ids[:1] and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
-    return tokenizer.convert_ids_to_tokens(ids[0]) if special else tokenizer.eos_token
 
 
 # Ids
@@ -249,54 +257,94 @@ def adds_bos(tokenizer: Any) -> bool:
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-ANCHOR = "\n"
+def continuation_ids(tokenizer: Any, texts: Sequence[str], anchor: str = ANCHOR) -> list[list[int]]:
+    r"""Token ids of texts that follow another text, which ends in `anchor` if that is a special token.
 
-
-def continuation_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    r"""Token ids of texts that follow another text.
-
-    SentencePiece tokenizers (Llama 2, Mistral) open any text with a space of their own. After an anchor they do not:
-    " Hello" is [▁Hello] rather than [▁▁, Hello], and "Hello" is [Hello] rather than [▁Hello].
+    SentencePiece tokenizers (Llama 2, Mistral) open a text with a space of their own, some also what follows a special
+    token; byte-level ones can, too. After other text they do not: "Hello" is [Hello] there, and not [▁Hello].
     """
     first = tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, ["a"])[0])[0]
-    if not first.startswith("▁"):
+    if not first.startswith(("▁", "Ġ")):
         return plain_ids(tokenizer, texts)
-    anchor = plain_ids(tokenizer, [ANCHOR])[0]
-    found = plain_ids(tokenizer, [ANCHOR + text for text in texts])
-    apart = [ids[: len(anchor)] == anchor for ids in found]
+    before = plain_ids(tokenizer, [anchor])[0]
+    found = plain_ids(tokenizer, [anchor + text for text in texts])
+    apart = [ids[: len(before)] == before for ids in found]
     alone = plain_ids(tokenizer, texts) if not all(apart) else found
-    return [ids[len(anchor) :] if cut else bare for ids, cut, bare in zip(found, apart, alone, strict=True)]
+    return [ids[len(before) :] if cut else bare for ids, cut, bare in zip(found, apart, alone, strict=True)]
 
 
-# Without a tokenizer where one can do without: a row -> the text that an engine is to continue
+# For other tools: what a saved model carries as chat_template.jinja
+
+
+def chat_template(template: Template) -> str:
+    r"""The Jinja text of a template as it was trained, to be the `tokenizer.chat_template` of the model that is saved.
+
+    `apply_chat_template(messages)` of a conversation that ends in a reply gives `prompt_ids` + `response_ids`, the end
+    token last; with `add_generation_prompt=True` it gives `prompt_ids`. A chat template of the model's own that does
+    so already is returned as it is; another, as those of assets/, becomes a macro in closing.jinja. Alpaca's holds
+    both of CUT's prompts: `apply_chat_template(messages, judgment="...")` gives `alpaca_judgment`.
+
+    Tools tokenise the text as one, where training tokenises prompt and response apart. So ids differ, though never the
+    text, where a tokenizer makes one token of both: after alpaca, or chat of a prompt that ends in a line end, if the
+    reply begins with a line end or blanks; after mistral if it has a token like "](".
+    """
+    tokenizer, is_chat = template.tokenizer, template.name == "chat"
+    file = ASSETS / f"{template.name.removesuffix('_judgment')}.jinja"
+    text = tokenizer.get_chat_template() if is_chat else file.read_text("utf-8")
+    trained = {"opening": opening(template), "lead": template.lead, "end": template.end or tokenizer.eos_token}
+    trained |= {"folds": template.folds, "trims": template.trims}
+    kept = re.sub(r"(\r\n|\r|\n)\Z", "", text)  # which Jinja drops from the end of a template
+    mark = r"(\{%[-+]?\s*)(end|)generation(?=\s*[-+]?%\})"  # tells where in the output a reply stands: not in a macro
+    kept = re.sub(mark, lambda tag: tag[1] + ("endif" if tag[2] else "if true"), kept)
+    closing = (ASSETS / "closing.jinja").read_text("utf-8")
+    closed = closing.replace("TRAINED", repr(trained)).replace("SPELLED", kept)
+    return text if is_chat and probed(tokenizer, text) == probed(tokenizer, closed) else closed
+
+
+def probed(tokenizer: Any, text: str) -> list[str | None]:
+    """What chat template `text` makes of conversations of each kind, None where it refuses."""
+    found: list[str | None] = []
+    for system in ([], [{"role": "system", "content": "s"}]):
+        for turns in (["a"], ["a", "b", "c"]):
+            for reply in ([], [PROBE], [f"\n{PROBE} "]):
+                try:
+                    found.append(chat_text(tokenizer, system + talk(*turns, *reply), not reply, chat_template=text))
+                except UserError:
+                    found.append(None)
+    return found
+
+
+def opening(template: Template) -> str:
+    """What text, before a prompt's, tokenises to the ids that `prompt_ids` gives: BOS where the tokenizer adds one.
+
+    Some SentencePiece tokenizers open a text with ▁, but not after a special token: there a space stands for it.
+    """
+    bos, prompt = template.tokenizer.bos_token or "", template.render(SAMPLE)
+    wanted = template.text_ids([prompt])[0]
+    found = (text for text in ("", bos, f"{bos} ") if plain_ids(template.tokenizer, [text + prompt])[0] == wanted)
+    return next(found, bos)
+
+
+# For engines: a row -> the text to continue, without a tokenizer where one can do without
 
 RAW = "raw"  # the row's text as it is
 CHOICES = (*(name for name in TEMPLATES if not name.endswith("_judgment")), RAW)
 
 
-class Rendering(NamedTuple):
-    name: str
-    render: Callable[[dict], str]
-    stop: tuple[str, ...]
+def rendering_from(args: Namespace, default: str | None) -> Template:
+    """The template that --template names, whose `render` and `stop` are for the engine that the flags name.
 
-
-def rendering_from(args: Namespace, default: str | None) -> Rendering:
-    """What --template names for the engine that the flags name; `default` None is chat where the tokenizer has one.
-
-    A server or simulated writer has no tokenizer here: `raw`, `alpaca` and `almost` do without one.
+    `default` None is chat where the tokenizer has one. A server or simulated writer has no tokenizer here: `raw`,
+    `alpaca` and `almost` do without one. BOS is left to the engine.
     """
-    no_tokenizer = args.backend in ("openai", "simulated")
-    name = args.template or default or (RAW if no_tokenizer else "chat")
-    if name == RAW:
-        return Rendering(name, lambda row: messages(row)[-1]["content"], ())
-    if no_tokenizer and name in ("alpaca", "almost"):
-        plain = {"alpaca": (alpaca_text, "\n\n### Instruction:"), "almost": (almost_text, "\n\nHuman:")}
-        render, stop = plain[name]
-        return Rendering(name, render, (stop,))
-    tokenizer = load_tokenizer(args.model_name_or_path)
-    if name == "chat" and not args.template and not tokenizer.chat_template:
-        return Rendering(RAW, lambda row: messages(row)[-1]["content"], ())
+    is_remote = args.backend in ("openai", "simulated")
+    name = args.template or default or (RAW if is_remote else "chat")
+    if is_remote and name in ("alpaca", "almost"):
+        return TEMPLATES[name](None)
+    tokenizer = None if name == RAW else load_tokenizer(args.model_name_or_path, args.cache_dir)
+    if name == RAW or (name == "chat" and not args.template and not tokenizer.chat_template):
+        return Template(RAW, None, lambda row: messages(row)[-1]["content"])
     template = load_template(name, tokenizer)
-    bos = tokenizer.bos_token if adds_bos(tokenizer) else None
-    stop = (*template.stop, template.end) if template.end != tokenizer.eos_token else template.stop
-    return Rendering(name, lambda row: template.render(row).removeprefix(bos or ""), stop)
+    bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+    stop = (*template.stop, template.end) if template.end else template.stop
+    return replace(template, render=lambda row: template.render(row).removeprefix(bos), stop=stop)

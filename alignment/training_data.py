@@ -1,34 +1,27 @@
-"""The rows that train.py learns from: read from a file or the hub, checked at the door, one shape after.
+"""The rows that train.py learns from, checked at the door, one shape after.
 
-    sft           input, output | instruction, (input,) output | (system,) prompt, output | messages
+    sft           input, output | instruction, (input,) output | (system,) prompt, output | messages ; another column
+                  can stand for the output, as a pair's chosen in any of the forms below
     reward,       prompt, chosen, rejected | input, chosen, rejected | chosen, rejected (two dialogues that part at the
     dpo, orpo     last assistant turn) | text, score (two such dialogues and their scores, as DSP has them) ; prompt,
                   chosen, rejected as texts or as lists of messages; a system beside them
 
-from .json (a list), .jsonl, .parquet, or a data set's name on the hub. Imports no torch.
+from any source that `records.read_rows` reads. Imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from alignment.command_line import UserError
-from alignment.records import read_json, read_text
-from alignment.templates import is_dialogue
+from alignment.command_line import UserError, nearest
+from alignment.records import is_number, read_rows
+from alignment.templates import is_dialogue, split_dialogue
 
 OBJECTIVES = ("sft", "reward", "dpo", "orpo")
-NEEDS = {
-    "sft": "output beside input, instruction or prompt; or messages",
-    **dict.fromkeys(
-        ("reward", "dpo", "orpo"),
-        "chosen and rejected, beside prompt or input or as whole dialogues; or text and score",
-    ),
-}
+PROMPT_KEYS = ("instruction", "prompt", "input")
 
 
 @dataclass(frozen=True)
@@ -40,84 +33,43 @@ class Example:
     responses: tuple[str, ...]
 
 
-def read_examples(source: str, objective: str, limit: int | None = None) -> list[Example]:
-    """The examples of a data set, in order. Raises UserError that names file, row and key.
+def read_examples(source: str, objective: str, limit: int | None = None, output_key: str = "output") -> list[Example]:
+    """The examples of a data set, in order; sft learns the column `output_key`. UserError names file, row and key.
 
     Rows with an empty response are kept: `usable` drops and counts them.
     """
     rows = read_rows(source)[:limit]
-    if not rows:
-        raise UserError(f"data {source} has no rows")
-    check_columns(source, rows[0], objective)
-    read = read_demonstration if objective == "sft" else read_comparison
-    return [read(source, number, row) for number, row in enumerate(rows)]
+    check_columns(source, rows[0], objective, output_key)
+    if objective == "sft":
+        return [read_demonstration(source, number, row, output_key) for number, row in enumerate(rows)]
+    return [read_comparison(source, number, row) for number, row in enumerate(rows)]
 
 
-def read_rows(source: str) -> list[dict]:
-    path = Path(source)
-    if path.suffix not in (".json", ".jsonl", ".parquet") and not path.exists():
-        return read_hub(source)
-    if path.suffix == ".parquet":
-        return read_parquet(path)
-    if path.suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(read_text(path, "data").splitlines()):
-            try:
-                rows.append(json.loads(line)) if line.strip() else None
-            except json.JSONDecodeError as error:
-                raise UserError(f"data {path}, line {number + 1} is no JSON: {error.msg}") from None
-    else:
-        rows = read_json(path, "data")
-    if not isinstance(rows, list):
-        raise UserError(f"data {path} holds a {type(rows).__name__}, not a list of rows")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"data {path}, row {number} is a {type(row).__name__}, not an object")
-    return rows
-
-
-def read_parquet(path: Path) -> list[dict]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"data {path}: reading parquet needs the package pyarrow; pip install pyarrow") from None
-    if not path.exists():
-        raise UserError(f"data {path} does not exist")
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"data {path} is no parquet file: {error}".split("\n")[0]) from None
-
-
-def read_hub(name: str) -> list[dict]:
-    """The train split of a data set on the hub, or in its cache."""
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"data {name} does not exist (and is no owner/name of the hub)")
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"data {name}: reading from the hub needs the package datasets; pip install datasets") from None
-    try:
-        return datasets.load_dataset(name, split="train").to_list()
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, ValueError, FileNotFoundError) as error:
-        raise UserError(f"data {name} does not exist here nor on the hub: {str(error).splitlines()[0]}") from None
-
-
-def fits(row: dict) -> list[str]:
+def fits(row: dict, output_key: str) -> list[str]:
     """The objectives whose columns a row has."""
+    found = []
     if {"chosen", "rejected"} <= set(row) or {"text", "score"} <= set(row):
-        return ["reward", "dpo", "orpo"]
-    if "messages" in row or ("output" in row and any(key in row for key in ("input", "instruction", "prompt"))):
-        return ["sft"]
-    return []
+        found += ["reward", "dpo", "orpo"]
+    output = row.get(output_key)
+    has_prompt = any(key in row for key in PROMPT_KEYS) or isinstance(output, list) or is_dialogue(output)
+    if (output_key in row and has_prompt) or ("messages" in row and output_key == "output"):
+        found.append("sft")
+    return found
 
 
-def check_columns(source: str, row: dict, objective: str) -> None:
-    found = fits(row)
-    if objective not in found:
-        other = f"; --objective {' or '.join(found)} would fit" if found else ""
-        raise UserError(f"data {source} has {', '.join(row)}; --objective {objective} needs {NEEDS[objective]}{other}")
+def check_columns(source: str, row: dict, objective: str, output_key: str) -> None:
+    found = fits(row, output_key)
+    if objective in found:
+        return
+    needs = "chosen and rejected, beside prompt or input or as whole dialogues; or text and score"
+    if objective == "sft":
+        other = "messages" if output_key == "output" else "as a whole dialogue"
+        meant = "" if output_key in {"output", *row} else nearest(output_key, row)
+        needs = f"{output_key} beside input, instruction or prompt; or {other}{meant}"
+    hint = f"; --objective {' or '.join(found)} would fit" if found else ""
+    if objective == "sft" and "sft" in fits(row, "chosen"):
+        hint += ", and --output_key chosen learns the better responses"
+    raise UserError(f"data {source} has {', '.join(row)}; --objective {objective} needs {needs}{hint}")
 
 
 def text_of(source: str, number: int, row: dict, key: str) -> str:
@@ -144,20 +96,20 @@ def messages_of(source: str, number: int, value: Any, key: str) -> list[dict]:
 
 def prompt_of(source: str, number: int, row: dict) -> dict:
     """The part of a row that a template reads, its texts checked."""
-    kept = {key: row[key] for key in ("system", "instruction", "prompt", "input") if row.get(key) is not None}
+    kept = {key: row[key] for key in ("system", *PROMPT_KEYS) if row.get(key) is not None}
     if isinstance(kept.get("prompt"), list):
         messages_of(source, number, kept["prompt"], "prompt")
         return {key: kept[key] for key in ("system", "prompt") if key in kept}
     for key in kept:
         text_of(source, number, row, key)
-    if not any(key in kept for key in ("instruction", "prompt", "input")):
+    if not any(key in kept for key in PROMPT_KEYS):
         raise UserError(f"data {source}, row {number}: prompt, instruction or input is missing")
     return kept
 
 
-def read_demonstration(source: str, number: int, row: dict) -> Example:
-    if row.get("messages") is None:
-        return Example(number, prompt_of(source, number, row), (text_of(source, number, row, "output"),))
+def read_demonstration(source: str, number: int, row: dict, output_key: str) -> Example:
+    if row.get("messages") is None or output_key != "output":
+        return responses_of(source, number, row, (output_key,))
     turns = messages_of(source, number, row["messages"], "messages")
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise UserError(f"data {source}, row {number}: messages do not end in an assistant's turn after another")
@@ -165,44 +117,42 @@ def read_demonstration(source: str, number: int, row: dict) -> Example:
 
 
 def read_comparison(source: str, number: int, row: dict) -> Example:
-    """Two responses, the better first; none where they cannot be compared, which `usable` drops and counts."""
-    if "chosen" not in row and "score" in row:
+    if row.get("chosen") is None and row.get("text") is not None:
         row = by_score(source, number, row)
-    sides = [row.get("chosen"), row.get("rejected")]
-    has_prompt = any(row.get(key) is not None for key in ("prompt", "input", "instruction"))
-    if all(isinstance(side, list) for side in sides):
-        chosen, rejected = (messages_of(source, number, row[key], key) for key in ("chosen", "rejected"))
-        if not has_prompt and chosen[:-1] != rejected[:-1]:
-            raise UserError(f"data {source}, row {number}: chosen and rejected part before their last turn")
-        prompt = prompt_of(source, number, row) if has_prompt else {"prompt": chosen[:-1]}
-        return Example(number, prompt, (chosen[-1]["content"], rejected[-1]["content"]))
-    chosen, rejected = (text_of(source, number, row, key) for key in ("chosen", "rejected"))
+    return responses_of(source, number, row, ("chosen", "rejected"))
+
+
+def responses_of(source: str, number: int, row: dict, keys: tuple[str, ...]) -> Example:
+    """What is under `keys`: responses to a prompt beside them, as texts or messages, or dialogues that end in them.
+
+    None where two dialogues are no responses to the same, which `usable` drops and counts.
+    """
+    has_prompt = any(row.get(key) is not None for key in PROMPT_KEYS)
+    if all(isinstance(row.get(key), list) for key in keys):
+        sides = [messages_of(source, number, row[key], key) for key in keys]
+        if not has_prompt and any(side[:-1] != sides[0][:-1] for side in sides):
+            raise UserError(f"data {source}, row {number}: {' and '.join(keys)} part before their last turn")
+        prompt = prompt_of(source, number, row) if has_prompt else {"prompt": sides[0][:-1]}
+        return Example(number, prompt, tuple(side[-1]["content"] for side in sides))
+    texts = [text_of(source, number, row, key) for key in keys]
     if has_prompt:
-        return Example(number, prompt_of(source, number, row), (chosen, rejected))
-    if not (is_dialogue(chosen) and is_dialogue(rejected)):
-        raise UserError(f"data {source}, row {number}: prompt is missing, and chosen and rejected are no dialogues")
-    return split_dialogues(number, chosen, rejected)
+        return Example(number, prompt_of(source, number, row), tuple(texts))
+    if not all(map(is_dialogue, texts)):
+        are = "are no dialogues" if len(keys) > 1 else "is no dialogue"
+        missing = f"prompt, instruction or input is missing, and {' and '.join(keys)} {are}"
+        raise UserError(f"data {source}, row {number}: {missing}")
+    prompts, responses = zip(*map(split_dialogue, texts), strict=True)
+    return Example(number, {"prompt": prompts[0]}, responses if len(set(prompts)) == 1 else ())
 
 
 def by_score(source: str, number: int, row: dict) -> dict:
     """{"text": [a, b], "score": [1.0, 0.0]} as {"chosen": a, "rejected": b}; equal scores as equal texts."""
     texts, scores = row.get("text"), row.get("score")
     good = isinstance(texts, list) and isinstance(scores, list) and len(texts) == len(scores) == 2
-    if not good or not all(isinstance(score, (int, float)) for score in scores):
+    if not good or not all(map(is_number, scores)):
         raise UserError(f"data {source}, row {number}: text and score are no two dialogues and two numbers")
     better = scores.index(max(scores))
     return {"chosen": texts[better], "rejected": texts[better if scores[0] == scores[1] else 1 - better]}
-
-
-LAST_TURN = "\n\nAssistant:"
-
-
-def split_dialogues(number: int, chosen: str, rejected: str) -> Example:
-    """Two dialogues that are the same up to their last assistant turn -> a prompt and two responses, else none."""
-    (prompt, _, better), (other, _, worse) = (side.rpartition(LAST_TURN) for side in (chosen, rejected))
-    if prompt != other:
-        return Example(number, {"prompt": prompt + LAST_TURN}, ())
-    return Example(number, {"prompt": prompt + LAST_TURN}, (better.strip(), worse.strip()))
 
 
 def usable(examples: list[Example]) -> tuple[list[Example], dict[str, list[int]]]:

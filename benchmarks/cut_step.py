@@ -15,16 +15,14 @@ from __future__ import annotations
 import json
 import random
 import resource
-import subprocess
-import sys
 import time
 from argparse import Namespace
 
 import torch
-from sft_memory import utilisation
+from sft_memory import measured_apart, utilisation
 from torch import Tensor
 
-from alignment.command_line import ArgumentParser, number, run, table
+from alignment.command_line import ArgumentParser, boolean, number, run, table
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -36,7 +34,14 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--micro_batch_size", type=number(int, 1), default=4, help="rows a forward (default: 4)")
     parser.add_argument("--steps", type=number(int, 1), default=2, help="steps that are timed, after one that is not")
     parser.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="default: 0.05, released")
-    parser.add_argument("--llama_7b_shapes", action="store_true", help="random weights in bf16 instead of the model's")
+    parser.add_argument(
+        "--llama_7b_shapes",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        help="random weights in bf16 instead of the model's",
+    )
     parser.add_argument("--way", choices=("released", "ours"), help="run one way here and print its numbers as JSON")
     return parser.parse_args(argv)
 
@@ -117,9 +122,9 @@ def our_step(model, items: list, args: Namespace, pad_id: int, device: str) -> N
 
 def load(args: Namespace, device: str):
     """The model under the released LoRA, in training mode; ours speaks log-probabilities."""
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+    from alignment.adapters import add_lora
     from alignment.training.logps import speak_logps
 
     attention = {"attn_implementation": "eager" if args.way == "released" else "sdpa"}
@@ -135,16 +140,14 @@ def load(args: Namespace, device: str):
         model = AutoModelForCausalLM.from_pretrained(args.base_model, dtype=torch.float32, **attention).to(device)
     if args.way == "ours":
         speak_logps(model)
-    targets = ["gate_proj", "down_proj", "up_proj"]
-    settings = {"r": 16, "lora_alpha": 16, "lora_dropout": args.lora_dropout, "task_type": "CAUSAL_LM"}
-    return get_peft_model(model, LoraConfig(target_modules=targets, **settings)).train(), tokenizer
+    released = {"r": 16, "alpha": 16, "dropout": args.lora_dropout, "targets": ["gate_proj", "down_proj", "up_proj"]}
+    return add_lora(model, task_type="CAUSAL_LM", **released).train(), tokenizer
 
 
 def read_items(args: Namespace, tokenizer) -> list:
     """Shuffled items of the paper's mix, one satisfactory row to four flawed ones, for one step more than is timed."""
-    from alignment.judging import read_judgments
+    from alignment.judging import downsampled, read_judgments
     from alignment.training.cut_lines import encode_rows, load_templates
-    from finetune_unlikelihood import downsampled
 
     rows = downsampled(read_judgments(args.data_path), 0.25, 42)
     random.Random(0).shuffle(rows)
@@ -193,10 +196,7 @@ def main(args: Namespace) -> None:
     if args.way:
         print(json.dumps(measure(args)))
         return
-    found = {}
-    for way in ("released", "ours"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-        found[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+    found = {way: measured_apart(__file__, args, way) for way in ("released", "ours")}
     rows = [("", "real tokens/s", "CPU seconds", "peak GiB", "above the loaded model")]
     rates = {way: numbers["tokens"] / numbers["seconds"] for way, numbers in found.items()}
     for way, numbers in found.items():

@@ -56,14 +56,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def measured_apart(script: str, args: argparse.Namespace, way: str) -> dict:
+    """What one way of a benchmark prints when it is run alone in a process of its own, so that peaks are its own."""
+    given = {name: value for name, value in vars(args).items() if value is not None} | {"way": way}
+    command = [sys.executable, script, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main(args: argparse.Namespace) -> None:
     if args.way:
         return print(json.dumps(measure(args)))
-    found = {}
-    for way in ("full", "ours"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[way] = json.loads(done.stdout.splitlines()[-1])
+    found = {way: measured_apart(__file__, args, way) for way in ("full", "ours")}
     ratios = {key: found["ours"][key] / found["full"][key] for key in ("gib", "seconds")}
     print(
         table(

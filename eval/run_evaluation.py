@@ -17,8 +17,9 @@ import json
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
-from alignment.records import write_whole
-from alignment.run_cards import write_run_card
+from alignment.intervals import percent
+from alignment.records import read_json, read_rows, write_whole
+from alignment.run_cards import claim
 from alignment.training.static_hhh import Comparison, by_type, chosen_wins, letter_scores, read_comparisons
 
 
@@ -49,6 +50,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     read = read_pairs if args.benchmark_name == "pairs" else read_comparisons
     pairs = read(args.data_path)[: args.limit]
+    if not args.output_path:
+        return show(evaluated(args, pairs), args)
+    models = [args.model_name_or_path, args.reward_model]
+    with claim(args.output_path, args, script=__file__, inputs=[args.data_path], models=models) as held:
+        if held.is_done():
+            print(held.already())
+            return show(read_json(args.output_path, "results"), args)
+        found = evaluated(args, pairs)
+        held.begin()
+        write_whole(args.output_path, [json.dumps(found, indent=1) + "\n"])
+        held.finish({"items": len(pairs)})
+    show(found, args)
+
+
+def evaluated(args: argparse.Namespace, pairs: list[Comparison]) -> dict:
+    """What --output_path holds: results by type, how often the longer one is chosen, and every item's scores."""
     if args.reward_model:
         scores = reward_scores(args, pairs)
         correct = [float(chosen > rejected) for chosen, rejected in scores]
@@ -57,41 +74,26 @@ def main(args: argparse.Namespace) -> None:
             args.model_name_or_path, pairs, dtype=args.dtype, max_length=args.max_length, batch_tokens=args.batch_tokens
         )
         correct = [chosen_wins(in_order, swapped) for in_order, swapped in scores]
-    result = by_type(pairs, correct)
-    print(
-        table(
-            [("type", "accuracy", "95% interval", "n")]
-            + [
-                (
-                    name,
-                    f"{100 * found['accuracy']:.1f}",
-                    "{:.1f} - {:.1f}".format(*(100 * x for x in found["interval"])),
-                    found["n"],
-                )
-                for name, found in result.items()
-            ]
-        )
-    )
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
+    items = [{"type": pair.type, "correct": c, "scores": s} for pair, c, s in zip(pairs, correct, scores, strict=True)]
+    return {"results": by_type(pairs, correct), "longer_wins": longer, "items": items}
+
+
+def show(found: dict, args: argparse.Namespace) -> None:
+    rows = [(name, percent(each["accuracy"], each["interval"]), each["n"]) for name, each in found["results"].items()]
+    print(table([("type", "accuracy, % [95% interval]", "n"), *rows]))
     if args.benchmark_name == "pairs":
-        print(f"the longer one is chosen in {longer:.1%}")
-    if args.output_path:
-        items = [
-            {"type": pair.type, "correct": c, "scores": s} for pair, c, s in zip(pairs, correct, scores, strict=True)
-        ]
-        results = {"results": result, "longer_wins": longer, "items": items}
-        write_whole(args.output_path, [json.dumps(results, indent=1) + "\n"])
-        write_run_card(args.output_path, args, counts={"items": len(pairs)}, inputs=[args.data_path])
+        print(f"the longer one is chosen in {found['longer_wins']:.1%}")
 
 
 def read_pairs(path: Path) -> list[Comparison]:
     """Comparisons in any form that train.py reads, of the type that their `meta` is. Raises UserError."""
-    from alignment.training_data import read_examples, read_rows, usable
+    from alignment.training_data import read_examples, usable
 
     kept, _ = usable(read_examples(str(path), "reward"))
     if not kept:
         raise UserError(f"data {path}: no row has two responses that differ")
-    kinds = [str(row.get("meta", "pairs")) for row in read_rows(str(path))]
+    kinds = [str(row.get("meta") or "pairs") for row in read_rows(str(path))]
     return [Comparison(each.prompt, *each.responses, kinds[each.row]) for each in kept]
 
 

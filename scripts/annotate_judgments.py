@@ -17,7 +17,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
-from alignment.engines import add_engine_arguments, engine_from
+from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.generation import Request, Sampling, generate, record_seed
 from alignment.journal import Journal
 from alignment.judging import (
@@ -32,7 +32,7 @@ from alignment.judging import (
     read_instructions,
 )
 from alignment.records import json_list, write_whole
-from alignment.run_cards import check_output_dir, write_run_card
+from alignment.run_cards import claim
 from alignment.templates import CHOICES, rendering_from
 
 
@@ -81,21 +81,24 @@ def judged_rows(rows: list[dict], verdicts: list[Verdict]) -> list[dict]:
 
 
 def main(args: Namespace) -> None:
-    check_output_dir(args.output_file.parent)
     rows = read_instructions(str(args.data_path), with_output=True)[: args.limit]
-
-    verdicts = judge(rows, args)
-    counts = counts_by_reason(verdicts)
-    failed = counts.get("malformed: no reply: failed", 0)
-    if failed:
-        raise UserError(f"{failed} of {len(rows)} requests failed; the same command tries these again")
-    found = judged_rows(rows, verdicts)
-    if not found:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason.startswith("malformed"))
-        raise UserError(f"no reply could be read ({reasons}); the replies are in the journal beside {args.output_file}")
-
-    write_whole(args.output_file, json_list(found))
-    write_run_card(args.output_file, args, counts=counts, inputs=[args.data_path])
+    read = {"inputs": [args.data_path], "models": models_read(args), "cache_dir": args.cache_dir}
+    with claim(args.output_file, args, script=__file__, **read) as held:
+        if held.is_done():
+            return print(held.already())
+        held.begin()
+        verdicts = judge(rows, args)
+        counts = counts_by_reason(verdicts)
+        failed = counts.get("malformed: no reply: failed", 0)
+        if failed:
+            raise UserError(f"{failed} of {len(rows)} requests failed; the same command tries these again")
+        found = judged_rows(rows, verdicts)
+        if not found:
+            reasons = [f"{count} {reason}" for reason, count in counts.items() if reason.startswith("malformed")]
+            where = f"the replies are in the journal beside {args.output_file}"
+            raise UserError(f"no reply could be read ({', '.join(reasons)}); {where}")
+        write_whole(args.output_file, json_list(found))
+        held.finish(counts)
     print(table([(f"{args.data_path} -> {args.output_file}", ""), *counts.items()]))
 
 

@@ -16,20 +16,7 @@ GPUS=$($PYTHON -c "import torch; print(torch.cuda.device_count())")
 [ "$GPUS" -ge 1 ] || { echo "check_gpu.sh: error: no CUDA device is visible" >&2; exit 2; }
 $PYTHON -c "import torch, transformers as t; print(torch.cuda.get_device_name(), torch.__version__, t.__version__)"
 
-$PYTHON - "$WORK" <<'PY'
-import json, random, sys
-draw = random.Random(0)
-words = lambda: " ".join(draw.choice("alpha beta gamma delta".split()) for _ in range(draw.randint(5, 200)))
-pairs = [{"prompt": words(), "chosen": words() + "!", "rejected": words() + "?"} for _ in range(256)]
-json.dump(pairs, open(sys.argv[1] + "/pairs.json", "w"))
-turn = "\n\nHuman: {prompt}\n\nAssistant: {reply}"
-both = [{key: turn.format(prompt=p["prompt"], reply=p[key]) for key in ("chosen", "rejected")} for p in pairs]
-judged = [{"instruction": p["prompt"], "output": p["chosen"], "judgment": words() if n % 5 else None}
-          for n, p in enumerate(pairs)]
-json.dump([{"input": p["prompt"], "output": p["chosen"]} for p in pairs], open(sys.argv[1] + "/sft.json", "w"))
-json.dump([row | {"type": "other"} for row in both], open(sys.argv[1] + "/hhh.json", "w"))
-json.dump(judged, open(sys.argv[1] + "/judged.json", "w"))
-PY
+$PYTHON scripts/made_up_rows.py "$WORK"
 
 # Each run ends with its own proof: the saved model is loaded by a fresh process and gives the trained model's values.
 SHARED="--model_name_or_path $MODEL --bf16 True --tf32 True --gradient_checkpointing True --max_steps 10"

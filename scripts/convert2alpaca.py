@@ -16,9 +16,6 @@ source's row number, from 0, and for a critique the question's number after a da
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
@@ -27,8 +24,8 @@ from typing import Any
 
 from alignment.command_line import ArgumentParser, UserError, run, table
 from alignment.judging import FAULTY_SCORE
-from alignment.records import json_list, read_text, write_whole
-from alignment.run_cards import write_run_card
+from alignment.records import json_list, read_rows, write_whole
+from alignment.run_cards import claim
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -36,32 +33,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("input_file", type=Path, help="critiques or Shepherd, .jsonl or .jsonl.gz")
     parser.add_argument("output_file", type=Path, help="the .json to write")
     return parser.parse_args(argv)
-
-
-def read_rows(path: Path) -> Iterator[dict]:
-    """The objects of a .jsonl or .jsonl.gz. Raises UserError with the line."""
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is no JSON: {error.msg}; one object a line is expected") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number} holds a {type(row).__name__}, not an object")
-        yield row
-
-
-def read_lines(path: Path) -> list[str]:
-    if path.suffix != ".gz":
-        return read_text(path, "input file").split("\n")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return file.read().split("\n")
-    except FileNotFoundError:
-        raise UserError(f"input file {path} does not exist") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"input file {path} is no whole .gz of UTF-8 text: {error}") from None
 
 
 def judged_answer(question: dict) -> tuple[dict, str | None] | str:
@@ -97,15 +68,16 @@ def convert_critiques(number: int, row: dict, dropped: Counter) -> Iterator[dict
             dropped[found] += 1
             continue
         answer, judgment = found
-        instruction = f"{row['data']['passage']['text']}\n{question['question']}"
+        instruction = "\n".join((row["data"]["passage"]["text"], question["question"]))  # texts: null is none
         yield record(f"{number}-{position}", instruction, answer["answer"], judgment)
 
 
 def convert_shepherd(number: int, row: dict, dropped: Counter) -> Iterator[dict]:
     """One record per row: all of Shepherd's human feedback finds fault."""
-    if not row["answer"].strip() or not row["feedback"].strip():
-        dropped["empty answer" if row["feedback"].strip() else "empty feedback"] += 1
-        return
+    for name in ("feedback", "answer", "question"):
+        if not row[name].strip():
+            dropped[f"empty {name}"] += 1
+            return
     yield record(str(number), row["question"], row["answer"], row["feedback"].strip())
 
 
@@ -134,7 +106,7 @@ def converter_of(row: dict, path: Path):
 def convert(path: Path) -> tuple[list[dict], Counter, int]:
     """The records, what was dropped by reason, and the number of rows read."""
     convert_row, records, dropped, number = None, [], Counter(), -1
-    for number, row in enumerate(read_rows(path)):
+    for number, row in enumerate(read_rows(path, "input file")):
         convert_row = convert_row or converter_of(row, path)
         try:
             records += convert_row(number, row, dropped)
@@ -152,8 +124,10 @@ def main(args: Namespace) -> None:
     satisfactory = sum(row["judgment"] is None for row in records)
     counts = {"rows read": rows, "records": len(records), "satisfactory": satisfactory}
     counts |= {"faulty": len(records) - satisfactory} | {f"dropped: {why}": n for why, n in dropped.most_common()}
-    write_whole(args.output_file, json_list(records))
-    write_run_card(args.output_file, args, counts=counts, inputs=[args.input_file])
+    with claim(args.output_file, args, script=__file__, inputs=[args.input_file]) as held:
+        held.begin()  # seconds of work, so it is done again without asking whether it was
+        write_whole(args.output_file, json_list(records))
+        held.finish(counts)
     print(table([(f"{args.input_file.name} -> {args.output_file}", ""), *counts.items()]))
 
 

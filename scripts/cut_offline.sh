@@ -8,7 +8,8 @@
 # Expected   the paper's table 2, LLaMA2-13b on Shepherd: 61.06 on AlpacaEval (base 1.87), 49.33 on TruthfulQA (36.28).
 #            Not reproduced here.
 #
-# DATA is Shepherd's human_data_for_model.jsonl or the critiques' train.jsonl.gz. Every stage that is done is skipped.
+# DATA is Shepherd's human_data_for_model.jsonl or the critiques' train.jsonl.gz. The same command goes on where it was
+# stopped: each script finds what it has finished.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,21 +20,15 @@ PYTHON=${PYTHON:-python}
 FLAGS=${FLAGS:-}                 # more flags of finetune_unlikelihood.py
 GENERATE=${GENERATE:-}           # more flags of generate.py: --backend hf --data_path FILE --limit 8
 
-[ -f "$OUT/train-alpaca.json.run.json" ] || $PYTHON scripts/convert2alpaca.py "$DATA" "$OUT/train-alpaca.json"
-
-if [ ! -f "$OUT/lora.run.json" ]; then
-  resume=""
-  ls "$OUT"/lora/checkpoint-*/trainer_state.json >/dev/null 2>&1 && resume="--resume_from_checkpoint True"
-  # The threshold and weight are the released ones for offline data; gamma is the middle of the paper's grid.
-  # shellcheck disable=SC2086
-  $PYTHON -m torch.distributed.run --nproc_per_node="$NPROC" --master_port="${MASTER_PORT:-1233}" \
-    finetune_unlikelihood.py --base_model "$BASE" --data_path "$OUT/train-alpaca.json" --output_dir "$OUT/lora" \
-    --batch_size 8 --micro_batch_size 1 --num_epochs 1 --learning_rate 0.0004 --cutoff_len 2048 \
-    --lora_r 16 --lora_alpha 16 --lora_dropout 0.05 --lora_target_modules '[gate_proj, down_proj, up_proj]' \
-    --prompt_template_name alpaca --lr_scheduler cosine --warmup_steps 100 \
-    --weight_unlike 0.5 --threshold 1.2 --gamma 1 --downsample 0.25 $resume $FLAGS
-fi
-
+$PYTHON scripts/convert2alpaca.py "$DATA" "$OUT/train-alpaca.json"
+# The threshold and weight are the released ones for offline data; gamma is the middle of the paper's grid.
+# shellcheck disable=SC2086
+$PYTHON -m torch.distributed.run --nproc_per_node="$NPROC" --master_port="${MASTER_PORT:-1233}" \
+  finetune_unlikelihood.py --base_model "$BASE" --data_path "$OUT/train-alpaca.json" --output_dir "$OUT/lora" \
+  --batch_size 8 --micro_batch_size 1 --num_epochs 1 --learning_rate 0.0004 --cutoff_len 2048 \
+  --lora_r 16 --lora_alpha 16 --lora_dropout 0.05 --lora_target_modules '[gate_proj, down_proj, up_proj]' \
+  --prompt_template_name alpaca --lr_scheduler cosine --warmup_steps 100 \
+  --weight_unlike 0.5 --threshold 1.2 --gamma 1 --downsample 0.25 --resume_from_checkpoint True $FLAGS
 $PYTHON merge.py --base_model_name_or_path "$BASE" --peft_model_path "$OUT/lora" --output_dir "$OUT/merged"
 # shellcheck disable=SC2086
 $PYTHON generate.py --base_model_name_or_path "$OUT/merged" --output_file "$OUT/alpaca_eval.json" $GENERATE

@@ -9,12 +9,13 @@
 # Expected   the paper's table 6, LLaMA2-chat-13b on AlpacaEval: 81.09, then 89.75, 90.23, 91.04, 91.68, 90.68.
 #            Not reproduced here.
 #
-# INSTRUCTIONS is .json rows of instruction (and input). Iteration i takes its i-th SIZE rows, so none is seen twice.
-# Every stage that is done is skipped: the same command goes on where it was stopped.
+# INSTRUCTIONS is rows of instruction (and input). Iteration i takes its i-th SIZE rows, so none is seen twice; it may
+# have fewer, but where none is left the recipe stops. The same command goes on where it was stopped: each script finds
+# what it has finished.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-: "${BASE:?BASE is the model to start from, a folder or hub name}" "${INSTRUCTIONS:?INSTRUCTIONS is a .json file}"
+: "${BASE:?BASE is the model to start from, a folder or hub name}" "${INSTRUCTIONS:?INSTRUCTIONS is .json or .jsonl}"
 : "${JUDGE:?JUDGE is flags of scripts/annotate_judgments.py: --model_name_or_path ... [--backend ...]}"
 ITERATIONS=${ITERATIONS:-5}
 SIZE=${SIZE:-1000}               # instructions an iteration
@@ -27,40 +28,19 @@ GENERATE=${GENERATE:-}           # more flags of generate.py: --backend hf --max
 model=$BASE
 for i in $(seq "$ITERATIONS"); do
   here=$OUT/iter$i
-  mkdir -p "$here"
-  $PYTHON - "$INSTRUCTIONS" "$here/instructions.json" "$i" "$SIZE" <<'SLICE'
-import json, sys
-source, target, iteration, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-rows = json.load(open(source, encoding="utf-8"))[(iteration - 1) * size : iteration * size]
-if len(rows) < size:
-    sys.exit(f"{source} has too few rows: iteration {iteration} needs {iteration * size}")
-rows = [{"id": row.get("id", n), "instruction": row["instruction"], "input": row.get("input")} for n, row in enumerate(rows)]
-text = json.dumps(rows, ensure_ascii=False)
-try:
-    same = open(target, encoding="utf-8").read() == text
-except FileNotFoundError:
-    same = False
-if not same:
-    open(target, "w", encoding="utf-8").write(text)
-SLICE
   # shellcheck disable=SC2086
-  $PYTHON generate.py --base_model_name_or_path "$model" --data_path "$here/instructions.json" \
-    --output_file "$here/responses.json" $GENERATE
+  $PYTHON generate.py --base_model_name_or_path "$model" --data_path "$INSTRUCTIONS" \
+    --skip $((i * SIZE - SIZE)) --limit "$SIZE" --output_file "$here/responses.json" $GENERATE
   # shellcheck disable=SC2086
-  [ -f "$here/judgments.json.run.json" ] || $PYTHON scripts/annotate_judgments.py --data_path "$here/responses.json" \
-    --output_file "$here/judgments.json" $JUDGE
-  if [ ! -f "$here/lora.run.json" ]; then
-    resume=""
-    ls "$here"/lora/checkpoint-*/trainer_state.json >/dev/null 2>&1 && resume="--resume_from_checkpoint True"
-    # The released flags. Warm-up is 100 steps there too, which such an iteration never leaves: docs/cut.md, C13.
-    # shellcheck disable=SC2086
-    $PYTHON -m torch.distributed.run --nproc_per_node="$NPROC" --master_port="${MASTER_PORT:-1233}" \
-      finetune_unlikelihood.py --base_model "$model" --data_path "$here/judgments.json" --output_dir "$here/lora" \
-      --batch_size 8 --micro_batch_size 1 --num_epochs 1 --learning_rate 0.0004 --cutoff_len 2048 \
-      --lora_r 16 --lora_alpha 16 --lora_dropout 0.05 --lora_target_modules '[gate_proj, down_proj, up_proj]' \
-      --prompt_template_name alpaca --lr_scheduler cosine --warmup_steps 100 \
-      --weight_unlike 1 --threshold 1.1 --gamma 1 --downsample 0.25 $resume $FLAGS
-  fi
+  $PYTHON scripts/annotate_judgments.py --data_path "$here/responses.json" --output_file "$here/judgments.json" $JUDGE
+  # The released flags. Warm-up is 100 steps there too, which such an iteration never leaves: docs/cut.md, C13.
+  # shellcheck disable=SC2086
+  $PYTHON -m torch.distributed.run --nproc_per_node="$NPROC" --master_port="${MASTER_PORT:-1233}" \
+    finetune_unlikelihood.py --base_model "$model" --data_path "$here/judgments.json" --output_dir "$here/lora" \
+    --batch_size 8 --micro_batch_size 1 --num_epochs 1 --learning_rate 0.0004 --cutoff_len 2048 \
+    --lora_r 16 --lora_alpha 16 --lora_dropout 0.05 --lora_target_modules '[gate_proj, down_proj, up_proj]' \
+    --prompt_template_name alpaca --lr_scheduler cosine --warmup_steps 100 \
+    --weight_unlike 1 --threshold 1.1 --gamma 1 --downsample 0.25 --resume_from_checkpoint True $FLAGS
   $PYTHON merge.py --base_model_name_or_path "$model" --peft_model_path "$here/lora" --output_dir "$here/merged"
   model=$here/merged
 done

@@ -21,14 +21,10 @@ almost=("$PYTHON" synthetic_feedback.py --output_dir "$OUT" --model_name_or_path
 "${almost[@]}" --mode cs --rubric "$NAME-Faithful-3shot" "$NAME-HHH-3shot" "$NAME-HHH-1shot"
 
 # A reward model of the comparisons, and a policy of their better answers
-"$PYTHON" - "$OUT/comparison.json" "$OUT/almost_train.json" <<'ROWS'
-import json, sys
-pairs = json.load(open(sys.argv[1]))
-json.dump([{"input": pair["prompt"], "output": pair["chosen"]} for pair in pairs], open(sys.argv[2], "w"), indent=0)
-ROWS
-train=("$PYTHON" train.py --model_name_or_path "$MODEL" --per_device_train_batch_size 4 --bf16 True)
-"${train[@]}" --objective reward --data_path "$OUT/comparison.json" --output_dir "$OUT/reward_model"
-"${train[@]}" --objective sft --data_path "$OUT/almost_train.json" --output_dir "$OUT/policy" --num_train_epochs 1 \
+train=("$PYTHON" train.py --model_name_or_path "$MODEL" --data_path "$OUT/comparison.json" \
+  --per_device_train_batch_size 4 --bf16 True)
+"${train[@]}" --objective reward --output_dir "$OUT/reward_model"
+"${train[@]}" --objective sft --output_key chosen --output_dir "$OUT/policy" --num_train_epochs 1 \
   --model_max_length 1024
 
 # CUT: learn from judgments, merge, answer

@@ -10,17 +10,18 @@ judgment quotes of the response is underlined. With --peft_model_path it shows t
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
-from alignment.command_line import REPOSITORY, ArgumentParser, UserError, number, run
-from alignment.judging import instruction_of, quoted_in, quoted_spans, read_judgments
-from alignment.pretrained import check_model, load_pretrained, load_tokenizer
-from alignment.records import read_text, write_whole
-from alignment.run_cards import check_output_dir, write_run_card
+from alignment.command_line import ArgumentParser, UserError, number, run
+from alignment.judging import quoted_in, quoted_spans, read_judgments
+from alignment.pages import page
+from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
+from alignment.records import write_whole
+from alignment.run_cards import claim
+from alignment.templates import instruction_of
 
-PAGE = REPOSITORY / "assets" / "blame_report.html"
+TEMPLATE = "blame_report.html"
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -80,12 +81,6 @@ def page_row(tokenizer, row: dict, number_in_file: int, logps) -> dict:
     }
 
 
-def page(rows: list[dict], threshold: float, source: str) -> str:
-    """The whole HTML. `<` is written \\u003c inside the data, so that no text of a row can close its element."""
-    text = json.dumps({"rows": rows, "threshold": threshold, "source": source}, ensure_ascii=False)
-    return read_text(PAGE, "page").replace("@DATA@", text.replace("<", "\\u003c"))
-
-
 def load(args: Namespace):
     import torch
 
@@ -102,7 +97,6 @@ def load(args: Namespace):
 
 def main(args: Namespace) -> None:
     check_model(args.base_model)
-    check_output_dir(args.output_file.parent)
     if args.peft_model_path:
         from alignment.adapters import check_base
 
@@ -110,25 +104,35 @@ def main(args: Namespace) -> None:
     flawed = [row for row in read_judgments(args.data_path) if row["judgment"] is not None][: args.limit]
     if not flawed:
         raise UserError(f"data {args.data_path}: every judgment is null, so nothing is blamed")
+    read = {"inputs": [args.data_path], "models": [args.base_model, args.peft_model_path]}
+    with claim(args.output_file, args, script=__file__, **read) as held:
+        if held.is_done():
+            return print(held.already())
+        data, counts = measured(flawed, args)
+        html = page(TEMPLATE, data)
+        held.begin()
+        write_whole(args.output_file, [html])
+        held.finish(counts)
+    blamed = f"{counts['blamed_share']:.1%} of {counts['tokens']:,} tokens above --threshold {counts['threshold']:.6g}"
+    print(f"{args.output_file}: {counts['rows']} rows, {blamed}")
 
+
+def measured(flawed: list[dict], args: Namespace) -> tuple[dict, dict]:
+    """The page's data and the card's counts."""
     import torch
 
     from alignment.training.cut_lines import calibrate, encode_rows, flawed_logps, load_templates
 
     tokenizer = load_tokenizer(args.base_model)
     encoded = encode_rows(flawed, "cut", load_templates(args.prompt_template_name, tokenizer), args.cutoff_len)
-    found = flawed_logps(load(args), encoded, tokenizer.pad_token_id or tokenizer.eos_token_id)
-
+    found = flawed_logps(load(args), encoded, padding_id(tokenizer))
     margins = torch.cat([logps.margin for logps in found.values()])
     threshold = calibrate(margins, args.calibrate_threshold) if args.calibrate_threshold else args.threshold
-    share = (margins.exp() > threshold).float().mean().item()
     rows = [page_row(tokenizer, flawed[place], place, logps) for place, logps in found.items()]
     source = f"{Path(args.base_model).name}, {Path(args.data_path).name}, {len(rows)} flawed rows."
-    write_whole(args.output_file, [page(rows, threshold, source)])
+    share = (margins.exp() > threshold).float().mean().item()
     counts = {"rows": len(rows), "tokens": len(margins), "threshold": threshold, "blamed_share": share}
-    write_run_card(args.output_file, args, counts=counts)
-    blamed = f"{share:.1%} of {len(margins):,} tokens above --threshold {threshold:.6g}"
-    print(f"{args.output_file}: {len(rows)} rows, {blamed}")
+    return {"rows": rows, "threshold": threshold, "source": source}, counts
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
+
 from alignment.command_line import ArgumentParser, UserError, number, run, table
+from alignment.intervals import paired_bootstrap, with_interval
 from alignment.judging import read_judgments
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer
 
@@ -52,31 +55,30 @@ def plain_logps(model, encoded, pad_id: int, max_tokens: int = 4096) -> dict:
     return dict(sorted(found.items()))
 
 
-def row_sums(plain: dict, masks: dict):
+def row_sums(plain: dict, masks: dict) -> np.ndarray:
     """(rows, 4): the sum of log p(y_t|x) of blamed tokens and their number, and the same of kept ones."""
-    import torch
-
-    return torch.tensor(
-        [
-            [logps[masks[row]].sum(), masks[row].sum(), logps[~masks[row]].sum(), (~masks[row]).sum()]
-            for row, logps in plain.items()
-        ]
-    ).double()
+    found = [
+        [logps[masks[row]].sum(), masks[row].sum(), logps[~masks[row]].sum(), (~masks[row]).sum()]
+        for row, logps in plain.items()
+    ]
+    return np.array(found, dtype=np.float64)
 
 
-def gap(sums):
-    """Mean log p of kept tokens less that of blamed ones: (..., rows, 4) -> (...)."""
-    blamed, num_blamed, kept, num_kept = sums.sum(-2).unbind(-1)
-    return kept / num_kept - blamed / num_blamed
+def means(sums: np.ndarray) -> np.ndarray:
+    """Mean log p of blamed and of kept tokens: (rows, 4) -> (2,). NaN where there are none."""
+    with np.errstate(invalid="ignore"):
+        return sums[:, [0, 2]].sum(0) / sums[:, [1, 3]].sum(0)
 
 
-def difference(after, before, seed: int, resamples: int = 2000) -> str:
-    """How much larger the gap of one than of the other is, and its 95% interval over resampled rows."""
-    import torch
+def gap(sums: np.ndarray) -> float:
+    """Mean log p of kept tokens less that of blamed ones, (rows, 4)."""
+    blamed, kept = means(sums)
+    return kept - blamed
 
-    drawn = torch.randint(len(after), (resamples, len(after)), generator=torch.Generator().manual_seed(seed))
-    low, high = (gap(after[drawn]) - gap(before[drawn])).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return f"{(gap(after) - gap(before)).item():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+def difference(after: np.ndarray, before: np.ndarray, seed: int) -> str:
+    """How much larger the gap of one than of the other is, with its interval over resampled rows."""
+    return with_interval(gap(after) - gap(before), paired_bootstrap(after, before, gap, seed=seed), "+z.3f")
 
 
 def main(args: Namespace) -> None:
@@ -109,10 +111,10 @@ def main(args: Namespace) -> None:
 
     shown = [("", "blamed", "kept", "gap", "more than base", *([f"more than {args.versus}"] if args.versus else []))]
     for name, each in sums.items():
-        blamed, num_blamed, kept, num_kept = each.sum(0).tolist()
+        blamed, kept = means(each)
         others = ["base", *([args.versus] if args.versus else [])]
         compared = [difference(each, sums[other], args.seed) if name not in ("base", other) else "" for other in others]
-        shown.append((name, f"{blamed / num_blamed:.3f}", f"{kept / num_kept:.3f}", f"{gap(each):.3f}", *compared))
+        shown.append((name, f"{blamed:.3f}", f"{kept:.3f}", f"{gap(each):.3f}", *compared))
     tokens = sum(len(mask) for mask in masks.values())
     share = sum(int(mask.sum()) for mask in masks.values()) / tokens
     print(f"{len(rows)} flawed rows, {tokens:,} tokens, {share:.1%} blamed by the base at {args.threshold}")

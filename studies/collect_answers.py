@@ -17,8 +17,8 @@ from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.judging import read_instructions
-from alignment.records import json_list, write_whole
-from alignment.run_cards import check_output_dir, write_run_card
+from alignment.records import json_list, one_line, write_whole
+from alignment.run_cards import claim
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -44,22 +44,18 @@ def read_answers(args: Namespace) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def write(folder: Path, numbers: list[int], instructions: list[str], answers: dict[str, list[str]]) -> None:
-    write_whole(folder / "prompts.txt", [instructions[n].strip() + "\n" for n in numbers])
+    write_whole(folder / "prompts.txt", [one_line(instructions[n]) + "\n" for n in numbers])
     for model, texts in answers.items():
         write_whole(folder / f"{model}.json", json_list(texts[n] for n in numbers))
 
 
 def main(args: Namespace) -> None:
-    check_output_dir(args.output_dir)
     instructions, answers = read_answers(args)
-    single = [n for n, text in enumerate(instructions) if "\n" not in text.strip()]
+    single = [n for n, text in enumerate(instructions) if one_line(text)]
     taken = random.Random(args.seed).sample(single, min(args.limit or len(single), len(single)))
     apart = int(len(taken) * args.held_out)
     if not taken[apart:]:
         raise UserError(f"{args.answers_dir}: all {len(instructions)} instructions have several lines")
-    write(args.output_dir, taken[apart:], instructions, answers)
-    if apart:
-        write(args.output_dir / "held_out", taken[:apart], instructions, answers)
     counts = {
         "instructions": len(instructions),
         "of several lines": len(instructions) - len(single),
@@ -67,7 +63,12 @@ def main(args: Namespace) -> None:
         "held out": apart,
     }
     inputs = [args.answers_dir / model / "model_outputs.json" for model in args.models]
-    write_run_card(args.output_dir / "prompts.txt", args, counts=counts, inputs=inputs)
+    with claim(args.output_dir / "prompts.txt", args, script=__file__, inputs=inputs) as held:
+        held.begin()  # seconds of work, so it is done again instead of asking each file whether it is as it was
+        write(args.output_dir, taken[apart:], instructions, answers)
+        if apart:
+            write(args.output_dir / "held_out", taken[:apart], instructions, answers)
+        held.finish(counts)
     print(table([(f"{args.answers_dir} -> {args.output_dir}", ""), *counts.items()]))
 
 

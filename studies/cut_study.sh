@@ -10,7 +10,7 @@
 #
 # TRAIN and HELD_OUT are two of CUT's released iterations, SHEPHERD its offline data. Each method learns the same first
 # ROWS rows, the satisfactory ones downsampled as in the paper (for MLE, which learns these alone, to as many as there
-# are flawed ones). One adapter of CUT is then merged, and generates. Every stage that is done is skipped.
+# are flawed ones). One adapter of CUT is then merged, and generates. The same command goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,8 +28,8 @@ train() { # name, data, more flags
   local name=$1 data=$2
   shift 2
   # shellcheck disable=SC2086
-  [ -f "$OUT/$name.run.json" ] || $PYTHON finetune_unlikelihood.py --base_model "$MODEL" --data_path "$data" \
-    --output_dir "$OUT/$name" --cutoff_len 512 --micro_batch_size 4 --warmup_steps 2 "$@" $FLAGS
+  $PYTHON finetune_unlikelihood.py --base_model "$MODEL" --data_path "$data" --output_dir "$OUT/$name" \
+    --cutoff_len 512 --micro_batch_size 4 --warmup_steps 2 --resume_from_checkpoint True "$@" $FLAGS
 }
 
 adapters=()
@@ -40,7 +40,7 @@ for seed in $SEEDS; do
   adapters+=("$OUT/cut$seed" "$OUT/hindsight$seed" "$OUT/mle$seed")
 done
 first=${SEEDS%% *}
-[ -f "$OUT/shepherd.json" ] || $PYTHON scripts/convert2alpaca.py "$SHEPHERD" "$OUT/shepherd.json"
+$PYTHON scripts/convert2alpaca.py "$SHEPHERD" "$OUT/shepherd.json"
 train shepherd "$OUT/shepherd.json" --limit "$SHEPHERD_ROWS" --seed "$first" --threshold 1.2 --weight_unlike 0.5
 adapters+=("$OUT/shepherd")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ALMoST's rule on real answers: comparisons of four models, reward models of them, and the controls beside.
 #
-#   ANSWERS=results HHH=hhh_eval.json DSP=helpful.test.json MODEL=saved_models/SmolLM2-135M-Instruct bash studies/reward_study.sh
+#   ANSWERS=results HHH=hhh_eval.json DSP=helpful.test.json bash studies/reward_study.sh
 #
 # Hardware   2 cores and 12 GB for the embedded model; a GPU for any other
 # Time       70 minutes on 2 cores for 99 prompts, 81 held out, two seeds
@@ -9,7 +9,7 @@
 #
 # ANSWERS holds <model>/model_outputs.json of AlpacaEval's published results, best model first in RUBRIC. Each seed is
 # trained on the comparisons, and once more on pairs of which the longer wins (--control length); the first seed's model
-# then goes on to general preferences (DSP), as Janus's does. Every stage that is done is skipped.
+# then goes on to general preferences (DSP), as Janus's does. The same command goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,9 +37,9 @@ train() { # name, model, data, more flags
   $PYTHON train.py --objective reward --model_name_or_path "$model" --data_path "$data" \
     --output_dir "$OUT/$name" --bf16 True --model_max_length 512 \
     --per_device_train_batch_size 8 --learning_rate 4e-5 --warmup_ratio 0.1 "$@" $FLAGS
-  [ -f "$OUT/$name.hhh.json" ] || $PYTHON eval/run_evaluation.py --benchmark_name hhh --data_path "$HHH" \
+  $PYTHON eval/run_evaluation.py --benchmark_name hhh --data_path "$HHH" \
     --reward_model "$OUT/$name" --output_path "$OUT/$name.hhh.json"
-  [ -f "$OUT/$name.pairs.json" ] || $PYTHON eval/run_evaluation.py --benchmark_name pairs --reward_model "$OUT/$name" \
+  $PYTHON eval/run_evaluation.py --benchmark_name pairs --reward_model "$OUT/$name" \
     --data_path "$OUT/held_out/comparison.json" --output_path "$OUT/$name.pairs.json"
 }
 

@@ -8,6 +8,7 @@ Reads <model>.pairs.json and <model>.hhh.json that eval/run_evaluation.py left t
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, run, table
+from alignment.intervals import percent
 from alignment.records import read_json
 
 
@@ -18,21 +19,20 @@ def parse_args(argv=None):
 
 
 def main(args) -> None:
-    rows = [("reward model", "held out", "95% interval", "longer wins", "HHH", "95% interval")]
+    rows = [("reward model", "held out, % [95% interval]", "longer wins, %", "HHH, % [95% interval]")]
     for path in sorted(args.folder.glob("*.hhh.json")):
         name = path.name.removesuffix(".hhh.json")
-        pairs = read_json(path.with_name(f"{name}.pairs.json"), "results")
-        cells = [name]
-        for found in (pairs["results"]["all"], read_json(path, "results")["results"]["all"]):
-            cells += [percent(found["accuracy"]), " - ".join(map(percent, found["interval"]))]
-        rows.append((*cells[:3], percent(pairs["longer_wins"]), *cells[3:]))
+        pairs, hhh = (read_json(file, "results") for file in (path.with_name(f"{name}.pairs.json"), path))
+        held_out, static = (percent(found["accuracy"], found["interval"]) for found in (all_of(pairs), all_of(hhh)))
+        rows.append((name, held_out, f"{100 * pairs['longer_wins']:.1f}", static))
     if len(rows) == 1:
         raise UserError(f"{args.folder} has no *.hhh.json: no reward model was evaluated there")
     print(table(rows))
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def all_of(results: dict) -> dict:
+    """Accuracy and interval over all types."""
+    return results["results"]["all"]
 
 
 if __name__ == "__main__":

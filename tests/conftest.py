@@ -1,8 +1,10 @@
 """What several test files build on: toy tokenizers and a tiny Llama, made here, from nothing but their packages."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")  # nothing is remembered from one run to the next
 import pytest
 
 CHATML = (
@@ -93,3 +95,11 @@ def wide_folder(tmp_path, tokenizer):
     make_llama(len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What was saved is loaded again in this process, which a fresh one repeats only in the tests that are about it."""
+    from alignment.training import saving
+
+    monkeypatch.setattr(saving, "ask_fresh_process", lambda folder: saving.verify(str(folder)))

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, DistributedType
 from torch.distributed.tensor import DTensor
 
 import train
-from alignment.command_line import run
-from alignment.training.trainers import AlignmentTrainer
+from alignment.command_line import run, say
+from alignment.training import saving
 
 faulthandler.dump_traceback_later(100, exit=True)  # a rank left waiting for the other says where
 plain_init = AcceleratorState.__init__
@@ -25,13 +25,12 @@ def init(self, *args, fsdp_plugin=None, **kwargs):
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
 
-def save_final(self, folder):
-    if train.RANK == 0:
-        print("sharded weights:", sum(isinstance(weight, DTensor) for weight in self.model.parameters()))
-    plain_save(self, folder)
+def whole_state(trainer):
+    say("sharded weights:", sum(isinstance(weight, DTensor) for weight in trainer.model.parameters()))
+    return plain_state(trainer)
 
 
 AcceleratorState.__init__ = init
-plain_save, AlignmentTrainer.save_final = AlignmentTrainer.save_final, save_final
+plain_state, saving.whole_state = saving.whole_state, whole_state
 train.can_shard = lambda: True
 run(train.parse_args, train.main)

@@ -60,12 +60,13 @@ def test_judgments_are_what_training_reads(tmp_path, judge):
 
 
 def test_replies_are_read_anew_for_free(tmp_path, judge, monkeypatch):
-    """Another reading of the same replies asks nothing; another form asks all again."""
+    """Without the output the replies are read again, and asked for no more; another form asks all again."""
     from alignment import judging
     from alignment.judging import Verdict
 
     annotate(tmp_path)
     assert len(judge[0]) == 4
+    (tmp_path / "out.json").unlink()
     monkeypatch.setitem(judging.PARSERS, "annotate", lambda reply: Verdict(f"read: {reply}"))
     rows, _ = annotate(tmp_path)
     assert len(judge[0]) == 4 and rows[0]["judgment"] == "read: Satisfactory."

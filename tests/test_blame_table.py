@@ -19,9 +19,15 @@ def test_gap_by_hand():
     def sums(first):
         return blame_table.row_sums({0: torch.tensor([-3.0, first]), 1: torch.tensor([-1.0, -1.5])}, masks)
 
-    assert blame_table.gap(sums(-0.5)).item() == pytest.approx(1)
+    assert blame_table.means(sums(-0.5)).tolist() == [-2, -1] and blame_table.gap(sums(-0.5)) == 1
     assert blame_table.difference(sums(0.5), sums(-0.5), seed=0).startswith("+0.500 [")
     assert blame_table.difference(sums(-0.5), sums(-0.5), seed=0) == "+0.000 [+0.000, +0.000]"
+
+
+def test_nothing_blamed_has_no_gap():
+    kept = blame_table.row_sums({0: torch.tensor([-3.0, -1.0])}, {0: torch.tensor([False, False])})
+    assert kept.tolist() == [[0, 0, -4, 2]]
+    assert blame_table.difference(kept, kept, seed=0) == "+nan [+nan, +nan]"
 
 
 def test_run(tmp_path, model_folder, capsys):

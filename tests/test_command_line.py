@@ -1,13 +1,11 @@
-"""The command line: dashes, types, one-line errors, run cards."""
+"""The command line: dashes, types, one-line errors, who speaks."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
-from alignment.command_line import ArgumentParser, UserError, boolean, number, table
-from alignment.run_cards import check_output_dir, sha256, write_run_card
+from alignment.command_line import ArgumentParser, boolean, number, say, table
 
 
 def parser():
@@ -78,24 +76,13 @@ def test_a_users_mistake_an_interrupt_and_a_reader_that_left(tmp_path):
     assert "Traceback" not in left.stderr
 
 
-def test_output_directory_below_a_file(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file"):
-        check_output_dir(tmp_path / "file" / "below")
-    check_output_dir(tmp_path / "new" / "below")
-    assert not (tmp_path / "new").exists()
-
-
-def test_run_card_says_what_made_an_output(tmp_path):
-    source, output = tmp_path / "in.txt", tmp_path / "out.json"
-    source.write_text("abc")
-    args = parser().parse_args(["--shots", "3"])
-    write_run_card(output, args, counts={"kept": 2}, inputs=[source])
-    card = json.loads((tmp_path / "out.json.run.json").read_text())
-    assert card["arguments"]["shots"] == 3 and card["counts"] == {"kept": 2}
-    assert card["inputs"] == {str(source): sha256(source)}
-    assert sha256(source) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert {"python", "torch", "transformers"} <= set(card["versions"])
+def test_the_first_process_speaks(monkeypatch, capsys):
+    say("alone")
+    monkeypatch.setenv("RANK", "0")
+    say("first")
+    monkeypatch.setenv("RANK", "1")
+    say("second")
+    assert capsys.readouterr().out == "alone\nfirst\n"
 
 
 def test_table_aligns():

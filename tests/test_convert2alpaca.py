@@ -92,12 +92,16 @@ def test_shepherd(tmp_path):
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"not json\n", "line 1 is no JSON"),
+        (b"not json\n", "in.jsonl, line 1 is no JSON"),
+        (rb'{"question": "\ud83d", "answer": "a", "feedback": "f"}', "line 1: 'question' holds a lone surrogate"),
         (b"[1]\n", "line 1 holds a list"),
         (b'{"a": 1}\n', "row 0 has keys a"),
         (b'{"latestLabel": {}}\n', "human_data_for_model.jsonl"),
         (b'{"question": "q", "answer": "a", "feedback": "f"}\n{"question": "q"}\n', "row 1 lacks what row 0 has"),
         (b'{"question": "q", "answer": "", "feedback": "f"}\n', "gives no record: 1 empty answer"),
+        (b'{"question": " ", "answer": "a", "feedback": "f"}\n', "gives no record: 1 empty question"),
+        (b'{"question": null, "answer": "a", "feedback": "f"}\n', "row 0 lacks"),
+        (json.dumps(passage(question(answer("a", rating=7)) | {"question": None})).encode(), "row 0 lacks"),
     ],
 )
 def test_unusable_input_writes_nothing(tmp_path, content, said):
@@ -105,6 +109,13 @@ def test_unusable_input_writes_nothing(tmp_path, content, said):
     with pytest.raises(UserError, match=said):
         convert(tmp_path / "in.jsonl", tmp_path / "out.json")
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_separator_inside_a_string_ends_no_line(tmp_path):
+    row = {"question": "a\u2028b", "answer": "c\x85d", "feedback": "e"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    records, _ = convert(tmp_path / "in.jsonl", tmp_path / "out.json")
+    assert [(each["instruction"], each["output"]) for each in records] == [("a\u2028b", "c\x85d")]
 
 
 def test_broken_gz(tmp_path):

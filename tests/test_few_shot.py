@@ -105,7 +105,18 @@ def test_stop_strings_keep_the_text_that_cutting_afterwards_keeps(text):
     """A5: a sampler that stops at the first stop string gives what the released cuts keep."""
     cuts = [text.index(stop) for stop in REPLY_STOP if stop in text]
     stopped = text[: min(cuts, default=None)]
-    assert parse_reply(stopped) == parse_reply(text) == stopped.strip()
+    assert parse_reply(stopped) == parse_reply(text) == stopped.strip("\n ")
+
+
+@pytest.mark.parametrize(("end", "left"), [(" \n", ""), ("\t", "\t"), ("\r", "\r"), ("\u00a0", "\u00a0")])
+def test_only_blanks_and_newlines_go_from_a_replys_ends(end, left):
+    """As released: what ends in any other white space has no full stop there, and the filter drops it."""
+    from alignment.filters import RESPONSE_RULES, why_drop
+
+    reply = "It is a narrow inlet of the sea between cliffs, cut by ice."
+    parsed = parse_reply(f" \n{reply}{end}\n \n\nHuman:  And?")
+    assert parsed == reply + left
+    assert why_drop(parsed, RESPONSE_RULES) == ("no full stop at the end" if left else None)
 
 
 def test_our_own_seed_prompts():

@@ -23,16 +23,26 @@ GOOD = "A sentence that is long enough to be kept, by a little."  # 55 character
         ("Swell. " + GOOD, None),
         (GOOD[:-1], "no full stop at the end"),
         (GOOD + '"', "no full stop at the end"),
+        *((GOOD + space, "no full stop at the end") for space in ("\t", "\r", "\u00a0", "\u2028")),
         ("I don't know. " + GOOD, "does not know"),
         ("I don’t   know. " + GOOD, "does not know"),
         ("I do not know. " + GOOD, "does not know"),
+        ("I DO NOT\nKNOW. " + GOOD, "does not know"),
+        ("i Don’T knoW. " + GOOD, "does not know"),
         ("I dont know. " + GOOD, None),
         ("I don't really know. " + GOOD, None),
         ("Human: hello. " + GOOD, "holds Human:"),
+        ("A human: hello. " + GOOD, "holds Human:"),
+        ("HUMAN: hello. " + GOOD, "holds Human:"),
+        ("The human body. " + GOOD, None),
         ("An <Image> of it. " + GOOD, "holds <Image>"),
+        ("An <image> of it. " + GOOD, "holds <Image>"),
+        ("<IMAGE>. " + GOOD, "holds <Image>"),
+        ("An image of it. " + GOOD, None),
     ],
 )
 def test_the_heuristic_filter(reply, reason):
+    """The three patterns ignore case, as released; what must not match stands beside what must."""
     assert why_drop(reply, RESPONSE_RULES) == reason
 
 

@@ -9,17 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune_unlikelihood as script
 import merge
 from alignment.adapters import check_base, quantisation
 from alignment.command_line import UserError
+from alignment.judging import downsampled
+from alignment.pretrained import contents
 from alignment.training import cut_lines
 from alignment.training.batches import epoch_batches
 from alignment.training.cut_lines import ALIGN_N, ALIGN_P, MISALIGN, collate_lines, encode_rows, load_templates
-from alignment.training.cut_trainer import TOTALS, Loss, loss_step, readable
+from alignment.training.cut_trainer import Loss, UnlikelihoodTrainer, loss_step, readable
 from alignment.training.logps import speak_logps
+
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 ROWS = [
     {
@@ -83,8 +88,8 @@ def sharp(llama):
 
 
 def totals_of(batches):
-    counts = torch.stack([torch.cat([b["num_tokens"] * b["weights"].min(), torch.ones(1)]) for b in batches]).sum(0)
-    return dict(zip(TOTALS, counts, strict=True))
+    counted = [UnlikelihoodTrainer.counts(None, batch) for batch in batches]
+    return {name: sum(each[name] for each in counted) for name in counted[0]}
 
 
 # The step
@@ -378,11 +383,11 @@ def test_two_processes_do_the_steps_of_one(tmp_path, model_folder, data):
 
 def test_downsampled_keeps_order_and_a_share_of_the_flawed():
     """6 flawed rows x 0.5 keeps 3 of 4 satisfactory ones; -1 and more than there are keep all; 0 keeps none."""
-    kept = script.downsampled(ROWS, 0.5, 42)
+    kept = downsampled(ROWS, 0.5, 42)
     assert sum(row["judgment"] is None for row in kept) == 3 and len(kept) == 9
     assert [row["id"] for row in kept] == sorted(row["id"] for row in kept)
-    assert script.downsampled(ROWS, -1, 42) == script.downsampled(ROWS, 9, 42) == ROWS
-    assert all(row["judgment"] for row in script.downsampled(ROWS, 0, 42))
+    assert downsampled(ROWS, -1, 42) == downsampled(ROWS, 9, 42) == ROWS
+    assert all(row["judgment"] for row in downsampled(ROWS, 0, 42))
 
 
 # The command line
@@ -442,7 +447,7 @@ def without(row, key):
         (ROWS, ["--batch_size", "4", "--micro_batch_size", "3"], "no multiple of --micro_batch_size 3"),
         (ROWS, ["--load_in_8bit", "True", "--load_in_4bit", "True"], "contradict"),
         (ROWS, ["--method", "mle", "--legacy_loss", "True"], "belong to --method cut"),
-        (ROWS, ["--resume_from_checkpoint", "True"], "has no checkpoint yet"),
+        (ROWS, ["--resume_from_checkpoint", "nowhere"], "is no checkpoint: it has no trainer_state.json"),
         (ROWS, ["--val_set_size", "10"], "leaves none of 10 rows"),
         (ROWS, ["--report_to", "tensorbored"], "--report_to tensorbored: transformers knows no such report"),
         (ROWS, ["--base_model", "./nowhere"], "model ./nowhere does not exist"),
@@ -484,9 +489,34 @@ def test_finished_run_is_not_overwritten(tmp_path, model_folder, data, capsys):
     before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
     finetune(model_folder, data, tmp_path / "out", "--limit", 4)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="holds another run .--limit is None, was 4."):
         finetune(model_folder, data, tmp_path / "out")
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_changed_judgments_are_another_run(tmp_path, model_folder, data):
+    finetune(model_folder, data, tmp_path / "out", "--limit", 4)
+    data.write_text(json.dumps([*ROWS[:3], ROWS[3] | {"output": "Other."}, *ROWS[4:]]))
+    with pytest.raises(UserError, match="holds another run .*rows.json has other contents"):
+        finetune(model_folder, data, tmp_path / "out", "--limit", 4)
+
+
+def test_the_base_is_not_overwritten(tmp_path, model_folder, data):
+    before = contents(model_folder)
+    with pytest.raises(UserError, match="is the model that this run reads"):
+        finetune(model_folder, data, model_folder, "--full_finetuning", True)
+    assert contents(model_folder) == before
+
+
+def test_adapter_and_merged_model_carry_the_template(tmp_path, model_folder, data, tokenizer):
+    """apply_chat_template of the saved tokenizers gives the training ids of a satisfactory row, and so generation's."""
+    finetune(model_folder, data, tmp_path / "out", "--limit", 4)
+    flags = ["--base_model_name_or_path", model_folder, "--peft_model_path", tmp_path / "out", "--output_dir"]
+    merge.main(merge.parse_args(list(map(str, [*flags, tmp_path / "merged"]))))
+    (line,) = encode(tokenizer).items[0]
+    turns = [{"role": "user", "content": "Say 0."}, {"role": "assistant", "content": ROWS[0]["output"]}]
+    for folder in (tmp_path / "out", tmp_path / "merged"):
+        assert AutoTokenizer.from_pretrained(folder).apply_chat_template(turns, return_dict=False) == line.ids
 
 
 def test_exit_code_and_no_traceback(tmp_path, model_folder, data):

@@ -1,5 +1,6 @@
 """generate.py with the simulated writer and, through transformers, a tiny Llama."""
 
+import dataclasses
 import json
 
 import pytest
@@ -120,7 +121,9 @@ def test_interactive_streams_and_ends(model_folder, monkeypatch, capsys):
 
     def recording(args, default):
         rendering = original(args, default)
-        return rendering._replace(render=lambda row: seen.append(len(row["prompt"])) or rendering.render(row))
+        return dataclasses.replace(
+            rendering, render=lambda row: seen.append(len(row["prompt"])) or rendering.render(row)
+        )
 
     def typed(prompt):
         try:

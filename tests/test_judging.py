@@ -110,12 +110,35 @@ def test_read_judgments(tmp_path, name):
         (ROW | {"instruction": None}, "row 1 has an empty 'instruction'"),
         (ROW | {"judgment": ""}, "row 1: 'judgment' is neither text nor null"),
         (ROW | {"score": "7"}, "row 1: 'score' is neither"),
+        (ROW | {"score": True}, "row 1: 'score' is neither"),
+        (ROW | {"score": float("nan")}, "row 1: 'score' holds NaN or Infinity"),
+        (ROW | {"input": float("nan")}, "row 1: 'input' holds NaN or Infinity"),
+        (ROW | {"input": [1, 2, 3]}, "row 1: 'input' is no text"),
+        (ROW | {"input": 0}, "row 1: 'input' is no text"),
+        (ROW | {"instruction": "half \ud83d"}, "row 1: 'instruction' holds a lone surrogate"),
         ("text", "row 1 is a str"),
     ],
 )
 def test_unusable_judgments(tmp_path, row, said):
     with pytest.raises(UserError, match=said):
         judging.read_judgments(write(tmp_path / "rows.json", [ROW, row]))
+
+
+def test_nan_in_a_table_is_neither_a_text_nor_a_score(tmp_path):
+    """Both readers alike, and a column of null is as if absent."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for changed in ({"input": float("nan")}, {"score": float("nan")}, {"input": None, "id": None}):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW | changed]), tmp_path / "rows.parquet")
+        readers = [judging.read_judgments] + [judging.read_instructions] * ("score" not in changed)
+        for read in readers:
+            if changed.get("input", 1) is None:
+                assert read(tmp_path / "rows.parquet")[0]["input"] == ""
+            else:
+                with pytest.raises(UserError, match="row 0: '(input' is no text|score' is neither a number nor null)"):
+                    read(tmp_path / "rows.parquet")
+    assert judging.read_instructions(tmp_path / "rows.parquet")[0]["id"] == 0
 
 
 def test_sample_in_the_repository():
@@ -128,5 +151,7 @@ def test_read_instructions(tmp_path):
     assert [(row["id"], row["input"]) for row in rows] == [(0, ""), (0, "")]
     with pytest.raises(UserError, match="row 0 has no text under 'output'"):
         judging.read_instructions(write(tmp_path / "i.json", [{"instruction": "i"}]), with_output=True)
+    with pytest.raises(UserError, match="row 1: 'input' is no text"):
+        judging.read_instructions(write(tmp_path / "i.json", [ROW, ROW | {"input": {"a": "tea"}}]))
     with pytest.raises(UserError, match="not a list of rows"):
         judging.read_instructions(write(tmp_path / "i.json", {}))

@@ -8,8 +8,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import merge
-from alignment.adapters import check_base, fingerprint, write_base_card
+from alignment.adapters import check_base, write_base_card
 from alignment.command_line import UserError
+from alignment.pretrained import contents
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
@@ -52,15 +55,15 @@ def test_twice_is_harmless(tmp_path, model_folder, adapter, capsys):
     run_merge(model_folder, adapter, tmp_path / "merged")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "merged").iterdir()}
     run_merge(model_folder, adapter, tmp_path / "merged")
-    assert "already holds this merge" in capsys.readouterr().out
+    assert "is already made of this, finished; nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "merged").iterdir()}
 
 
 def test_output_of_something_else_is_refused_and_left(tmp_path, model_folder, adapter):
-    before = fingerprint(str(model_folder))
-    with pytest.raises(UserError, match="holds something else"):
+    before = contents(model_folder)
+    with pytest.raises(UserError, match="is the model that this run reads"):
         run_merge(model_folder, adapter, model_folder)
-    assert fingerprint(str(model_folder)) == before
+    assert contents(model_folder) == before
 
 
 def test_beyond_tolerance_nothing_is_left(tmp_path, model_folder, adapter, monkeypatch):
@@ -117,12 +120,12 @@ def test_adapter_that_does_not_fit(tmp_path, model_folder, adapter):
 
 
 def test_files_that_are_not_whole(tmp_path, model_folder, adapter):
-    parts = ((adapter / "adapter_model", "does not fit the base"), (model_folder / "model", "is not whole"))
-    for path, said in parts:
-        file = path.with_suffix(".safetensors")
-        file.write_bytes(file.read_bytes()[:1000])
-        with pytest.raises(UserError, match=said):
+    for path in (adapter / "adapter_model.safetensors", model_folder / "model.safetensors"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(UserError, match=f"{path.name} is not whole"):
             run_merge(model_folder, adapter, tmp_path / "merged")
+        path.write_bytes(whole)
         assert not (tmp_path / "merged").exists()
 
 

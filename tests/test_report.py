@@ -74,6 +74,22 @@ def test_nothing_to_report(tmp_path, model_folder):
     assert not (tmp_path / "out.html").exists()
 
 
+def test_a_model_that_gives_no_numbers(tmp_path, model_folder, llama):
+    llama.lm_head.weight.data.fill_(float("nan"))
+    llama.save_pretrained(model_folder)
+    with pytest.raises(UserError, match="one of its numbers is NaN"):
+        report(tmp_path, model_folder, ROWS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json", "tiny"]
+
+
+def test_a_second_run_finds_its_page_and_another_threshold_makes_another(tmp_path, model_folder, capsys):
+    report(tmp_path, model_folder, ROWS)
+    capsys.readouterr()
+    report(tmp_path, model_folder, ROWS)
+    assert "already made of this, finished; nothing to do" in capsys.readouterr().out
+    assert report(tmp_path, model_folder, ROWS, "--threshold", 1.5)[1]["threshold"] == 1.5
+
+
 def test_adapter_of_another_base(tmp_path, model_folder):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}')

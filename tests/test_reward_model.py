@@ -11,7 +11,9 @@ from conftest import make_llama, make_tokenizer
 
 from alignment.command_line import UserError
 from alignment.pretrained import fit_embeddings, separate_padding
+from alignment.training.batches import encode_examples
 from alignment.training.reward_model import encode_texts, load, score
+from alignment.training_data import Example
 
 ROWS = [{"prompt": "alpha " * times} for times in (1, 3, 9)]
 RESPONSES = ["x", "yy zz", "w" * 40]
@@ -65,11 +67,14 @@ def test_vllm_scores_as_we_do(classifier, tmp_path):
 
 
 def test_a_long_response_keeps_its_end(classifier):
-    """16 tokens: of the prompt what is left of them, of a response longer than that the last 16, EOS among them."""
+    """16 tokens: of the prompt what is left of them, of a response longer than that one of the prompt and the last 15,
+    EOS among them. Training gives a row the same ids."""
     _, template = load(str(classifier), device="cpu")
     short, long = encode_texts(template, [{"prompt": "a"}] * 2, ["b", "c" * 40], 16)
     assert len(short) == 16 and template.tokenizer.decode(short.ids).endswith("Assistant: b</s>")
-    assert template.tokenizer.decode(long.ids) == "c" * 15 + "</s>"
+    assert template.tokenizer.decode(long.ids) == ":" + "c" * 14 + "</s>"
+    pairs = [Example(0, {"prompt": "a"}, ("c" * 40,))]
+    assert encode_examples(pairs, template, 16, cut=True)[0][0][0].ids == long.ids
 
 
 @pytest.mark.parametrize("pad, expected", [("<pad>", "<pad>"), ("</s>", "<pad>"), ("<s>", "<pad>"), (None, "<pad>")])

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignment.command_line import UserError
-from alignment.training.static_hhh import LEAD_IN, Comparison, by_type, chosen_wins, question, read_comparisons, wilson
+from alignment.intervals import percent, wilson
+from alignment.training.static_hhh import LEAD_IN, Comparison, by_type, chosen_wins, question, read_comparisons
 from eval import run_evaluation
 from studies import reward_table
 
@@ -42,17 +43,12 @@ def test_both_orders_cancel_a_liking_for_a_letter():
     assert chosen_wins([0.95, 0.05], [0.9, 0.1]) == 1
 
 
-def test_wilson():
-    """8 of 10: (0.8 + 0.19208) / 1.38416 = 0.7167, less and more 0.2267. 0 of 10 starts at 0, and ends at 0.2775."""
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-
-
 def test_by_type_is_micro_over_all():
     pairs = [Comparison("", "", "", kind) for kind in ("helpful", "helpful", "helpful", "honest")]
     found = by_type(pairs, [1.0, 1.0, 0.0, 0.0])
     assert found["helpful"]["accuracy"] == pytest.approx(2 / 3) and found["honest"]["accuracy"] == 0
-    assert found["all"]["accuracy"] == 0.5 and list(found) == ["helpful", "honest", "all"]
+    assert found["all"] == {"accuracy": 0.5, "interval": wilson(2, 4), "n": 4}
+    assert list(found) == ["helpful", "honest", "all"]
 
 
 def test_a_policy_in_batches_is_the_policy_alone(rows, model_folder, tmp_path):
@@ -135,8 +131,10 @@ def test_a_reward_model(rows, tmp_path, tokenizer, llama, capsys):
             ids = torch.tensor([tokenizer(f"{pair.prompt} {answer}</s>")["input_ids"]])
             assert model(ids).logits.item() == pytest.approx(reward, abs=1e-5)
         assert item["correct"] == (item["scores"][0] > item["scores"][1])
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("helpful", "honest", "other", "all", "95% interval"))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["type", "accuracy,", "%", "[95%", "interval]", "n"]
+    assert [line.split()[0] for line in lines] == ["helpful", "honest", "other", "all"]
+    assert percent(found["results"]["all"]["accuracy"], found["results"]["all"]["interval"]) in lines[-1]
 
 
 def test_pairs_of_any_form_by_their_meta(tmp_path, tokenizer, llama, capsys):
@@ -151,15 +149,21 @@ def test_pairs_of_any_form_by_their_meta(tmp_path, tokenizer, llama, capsys):
     pairs = [{"prompt": "Q", "chosen": chosen, "rejected": rejected, "meta": meta} for chosen, rejected, meta in texts]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     words = ["--benchmark_name", "pairs", "--data_path", tmp_path / "pairs.json", "--reward_model", tmp_path / "rm"]
-    for name in ("m.pairs.json", "m.hhh.json"):
-        run_evaluation.main(run_evaluation.parse_args(list(map(str, [*words, "--output_path", tmp_path / name]))))
+    words += ["--output_path", tmp_path / "m.pairs.json"]
+    run_evaluation.main(run_evaluation.parse_args(list(map(str, words))))
     found, shown = json.loads((tmp_path / "m.pairs.json").read_text()), capsys.readouterr().out
     assert {name: each["n"] for name, each in found["results"].items()} == {"x-vs-y": 2, "y-vs-z": 1, "all": 3}
     assert found["longer_wins"] == pytest.approx(2 / 3) and "the longer one is chosen in 66.7%" in shown
 
+    run_evaluation.main(run_evaluation.parse_args(list(map(str, words))))
+    again = capsys.readouterr().out.splitlines()
+    assert again[0].endswith("finished; nothing to do") and again[1:] == shown.splitlines()
+    other = {"results": {"all": {"accuracy": 0.5, "interval": [0.25, 0.75]}}}
+    (tmp_path / "m.hhh.json").write_text(json.dumps(other))
     reward_table.main(reward_table.parse_args([str(tmp_path)]))
-    share = f"{100 * found['results']['all']['accuracy']:.1f}"
-    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["m", share]
+    share = percent(found["results"]["all"]["accuracy"], found["results"]["all"]["interval"])
+    head, line = capsys.readouterr().out.splitlines()
+    assert " ".join(line.split()) == f"m {share} 66.7 50.0 [25.0, 75.0]" and head.count("% [95% interval]") == 2
     with pytest.raises(UserError, match="no reward model was evaluated"):
         reward_table.main(reward_table.parse_args([str(tmp_path / "rm")]))
 

@@ -1,13 +1,15 @@
 """The set-up scripts: what they say when something is missing, that done work is skipped, and scripts/show.py."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from alignment.command_line import REPOSITORY, UserError
+from alignment.command_line import REPOSITORY, UserError, run
 
 SETUP = REPOSITORY / "scripts" / "setup.sh"
 
@@ -150,3 +152,74 @@ def test_a_model_package_that_is_not_what_it_was_is_refused(tmp_path, monkeypatc
     with pytest.raises(UserError, match="sha256 .* differs"):
         embedded_model.main(embedded_model.parse_args([str(target)]))
     assert not list((tmp_path / "models").iterdir())
+
+
+JUDGED = [{"instruction": "Say 1.", "input": "", "output": "Two.", "judgment": "It must be 1."}]
+TURN = "\n\nHuman: Hi\n\nAssistant: "
+SIMULATED = ["--backend", "simulated", "--model_name_or_path", "w"]
+OVERWRITES = {
+    "pg": (
+        "prompts.txt",
+        ["synthetic_feedback.py", "--mode", "pg", "--prompt_file_path", "{}", *SIMULATED],
+        ["--output_dir", "."],
+        "### Instruction: Ask.\n" + "".join(f"What is {n}?\n" for n in range(12)),
+    ),
+    "generate": ("rows.json", ["generate.py", "--data_path", "{}", *SIMULATED], ["--output_file", "{}"], JUDGED),
+    "annotate": (
+        "rows.json",
+        ["scripts/annotate_judgments.py", "--data_path", "{}", *SIMULATED],
+        ["--output_file", "{}"],
+        JUDGED,
+    ),
+    "convert": (
+        "rows.jsonl",
+        ["scripts/convert2alpaca.py", "{}"],
+        ["{}"],
+        {"question": "Why?", "answer": "So.", "feedback": "Too short."},
+    ),
+    "report": (
+        "rows.json",
+        ["scripts/report_blame.py", "--base_model", "tiny", "--data_path", "{}"],
+        ["--output_file", "{}"],
+        JUDGED,
+    ),
+    "evaluate": (
+        "rows.json",
+        ["eval/run_evaluation.py", "--model_name_or_path", "tiny", "--data_path", "{}"],
+        ["--output_path", "{}"],
+        [{"chosen": TURN + "Hello", "rejected": TURN + "No", "type": "other"}],
+    ),
+    "merge": (
+        "tiny",
+        ["merge.py", "--base_model_name_or_path", "tiny", "--peft_model_path", "adapter"],
+        ["--output_dir", "{}"],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERWRITES)
+def test_no_script_overwrites_what_it_reads(case, tmp_path, model_folder, monkeypatch, capsys):
+    """The output named as the input, under another spelling: exit code 2, one line, nothing changed on disk."""
+    monkeypatch.chdir(tmp_path)
+    name, command, output, content = OVERWRITES[case]
+    if content is not None:
+        Path(name).write_text(content if isinstance(content, str) else json.dumps(content))
+    if case == "merge":
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained("tiny")
+        get_peft_model(model, LoraConfig(target_modules=["up_proj"])).save_pretrained("adapter")
+        capsys.readouterr()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    spec = importlib.util.spec_from_file_location("script", REPOSITORY / command[0])
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    words = [word.format(name) for word in command[1:]] + [word.format(f"./{name}") for word in output]
+    with pytest.raises(SystemExit) as exit:
+        run(lambda: script.parse_args(words), script.main)
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("\n") == 1
+    assert "is an input of this run" in said or "is the model that this run reads" in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -7,12 +7,13 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import train
 from alignment.command_line import UserError
@@ -36,12 +37,6 @@ def data(tmp_path):
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     (tmp_path / "sft.json").write_text(json.dumps([{"input": p["prompt"], "output": p["chosen"]} for p in pairs]))
     return tmp_path
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Verification in this process, which a fresh one repeats only in the tests that are about it."""
-    monkeypatch.setattr(train, "verify", lambda folder: saving.verify(str(folder)))
 
 
 def argv(data, folder, objective, name="out", **changes):
@@ -107,7 +102,7 @@ def test_the_first_loss_by_hand(quick, data, model_folder):
     of -log p from plain logits, which a one-step epoch logs."""
     assert history(go(data, model_folder, "dpo"))[0] == pytest.approx(math.log(2), abs=1e-6)
     folder = go(data, model_folder, "sft", name="sft", per_device_train_batch_size=21)
-    template = train.load_data(train.parse_args(argv(data, model_folder, "sft")), print)[0]
+    template = train.load_data(train.parse_args(argv(data, model_folder, "sft")))[0]
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     total, tokens = 0.0, 0
     for row in json.loads((data / "sft.json").read_text()):
@@ -133,7 +128,7 @@ def test_freed_memory_is_returned():
             after = size()
         print(before - after)
     """
-    here = dict(cwd=train.REPOSITORY, capture_output=True, text=True, check=True)
+    here = dict(cwd=REPOSITORY, capture_output=True, text=True, check=True)
     freed = [int(subprocess.run([sys.executable, "-c", program, word], **here).stdout) for word in ("yes", "no")]
     assert freed[0] > 100 > freed[1]
 
@@ -228,7 +223,7 @@ def test_eos_is_learned(quick, data, model_folder):
     (data / "sft.json").write_text(json.dumps([{"input": "alpha", "output": "beta!"}] * 8))
     folder = go(data, model_folder, "sft", num_train_epochs=40, learning_rate=2e-2)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    template = train.load_data(train.parse_args(argv(data, folder, "sft")), print)[0]
+    template = train.load_data(train.parse_args(argv(data, folder, "sft")))[0]
     prompt = torch.tensor(template.prompt_ids([{"input": "alpha"}]))
     out = model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=template.end_id)
     assert out[0, prompt.shape[1] :].tolist() == template.response_ids(["beta!"])[0]
@@ -256,7 +251,7 @@ def test_stop_and_resume_is_the_uninterrupted_run(quick, data, model_folder, obj
             ),
         )
         train.main(train.parse_args(flags))
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="did not end; add --resume_from_checkpoint True"):
         train.main(train.parse_args(flags))
     train.main(train.parse_args([*flags, "--resume_from_checkpoint", "True"]))
     assert history(data / "out") == history(whole)
@@ -326,6 +321,103 @@ def test_the_same_run_again_is_found_finished(quick, data, model_folder, capsys)
     assert (data / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def changed_weight(folder):
+    """The last row of one matrix, which a look at first rows would miss, under the same size and times."""
+    path = folder / "model.safetensors"
+    before, found = path.stat(), weights(folder)
+    found["model.embed_tokens.weight"][-1, -1] += 1
+    save_file(found, path, {"format": "pt"})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def changed_row(data):
+    rows = json.loads((data / "sft.json").read_text())
+    (data / "sft.json").write_text(json.dumps([*rows[:-1], rows[-1] | {"output": "beta beta beta!"}]))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda data, base: changed_row(data), "sft.json has other contents"),
+        (lambda data, base: changed_weight(base), "tiny has other contents"),
+        (lambda data, base: changed_weight(data / "out"), "out was changed since"),
+        (lambda data, base: (data / "out" / "config.json").unlink(), "out was changed since"),
+    ],
+)
+def test_done_is_asked_of_contents(quick, data, model_folder, change, said):
+    go(data, model_folder, "sft")
+    change(data, model_folder)
+    with pytest.raises(UserError, match=f"holds another run .*{said}"):
+        go(data, model_folder, "sft")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(quick, data, model_folder):
+    """kill -9 in the middle, without checkpoints: the same command is the whole run, and an unfinished checkpoint is
+    passed over."""
+    flags = argv(data, model_folder, "sft", num_train_epochs=400)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *flags], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (data / "out" / "history.jsonl").exists() or not history(data / "out"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert (data / ".out.lock").exists() and not (data / "out.run.json").exists()
+    (data / "out" / "checkpoint-1").mkdir()
+    whole = go(data, model_folder, "sft", name="whole", num_train_epochs=400, max_steps=3)
+    again = go(data, model_folder, "sft", num_train_epochs=400, max_steps=3, resume_from_checkpoint="True")
+    assert history(again) == history(whole) and len(history(again)) == 3
+    assert not (data / ".out.lock").exists() and not (again / "begun.json").exists()
+
+
+def test_a_run_whose_steps_are_all_made_is_saved(quick, data, model_folder, monkeypatch):
+    """Stopped between its last step, in the middle of an epoch, and the saving: resumed, it makes no further step."""
+    flags = argv(data, model_folder, "sft", max_steps=2, save_strategy="steps", save_steps=1)
+    whole = go(data, model_folder, "sft", name="whole", max_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(saving, "round_weights", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.main(train.parse_args(flags))
+    assert exit.value.code == 130
+    assert not (data / "out.run.json").exists()
+    train.main(train.parse_args([*flags, "--resume_from_checkpoint", "True"]))
+    assert history(data / "out") == history(whole) and len(history(whole)) == 2
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(data / "out")[name]), name
+
+
+@pytest.mark.parametrize(
+    "objective, template, extra",
+    [
+        ("sft", "almost", {}),
+        ("sft", "mistral", {}),
+        ("sft", "chat", {}),
+        ("reward", "alpaca", {}),
+        ("dpo", "chat", {"lora_r": 2}),
+        ("reward", "almost", {"lora_r": 2}),
+    ],
+)
+def test_a_saved_tokenizer_gives_the_training_ids(quick, data, model_folder, objective, template, extra):
+    folder = go(data, model_folder, objective, template=template, max_steps=1, **extra)
+    args = train.parse_args(argv(data, model_folder, objective, template=template))
+    (sample, *_), *_ = train.load_data(args)[1]["train"]
+    row = json.loads((data / ("sft.json" if objective == "sft" else "pairs.json")).read_text())[0]
+    turns = [{"role": "user", "content": row.get("prompt", row.get("input"))}]
+    saved = AutoTokenizer.from_pretrained(folder)
+    assert (folder / "chat_template.jinja").is_file()
+    reply = {"role": "assistant", "content": row.get("chosen", row.get("output"))}
+    assert saved.apply_chat_template([*turns, reply], return_dict=False) == sample.ids
+    prompt = saved.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert prompt == sample.ids[: sample.prompt_length]
+
+
+def test_a_column_of_choice_is_learned(quick, data, model_folder):
+    """The chosen answers of pairs: the losses of the same rows under their usual names."""
+    usual = history(go(data, model_folder, "sft"))
+    chosen = go(data, model_folder, "sft", name="chosen", data_path=data / "pairs.json", output_key="chosen")
+    assert history(chosen) == usual
+
+
 # The check of what was saved
 
 
@@ -342,21 +434,24 @@ def test_a_fresh_process_refuses_what_was_not_trained(data, model_folder):
         verdict = saving.verify(str(folder))
         assert not verdict["agrees"] and verdict["single"] > verdict["tolerance"], name
     save_file({k: v for k, v in good.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
-    assert not train.verify(folder)["agrees"]
+    assert not saving.ask_fresh_process(folder)["agrees"]
 
 
 def test_a_model_that_does_not_load_fails_the_run(data, model_folder, monkeypatch):
-    from alignment.training.trainers import AlignmentTrainer
-
-    saved = AlignmentTrainer.save_final
+    """And leaves the folder without a model, or with the one that it had."""
+    written = saving.write_model
     monkeypatch.setattr(
-        AlignmentTrainer,
-        "save_final",
-        lambda self, folder: (saved(self, folder), (folder / "model.safetensors").write_bytes(b"torn")),
+        saving,
+        "write_model",
+        lambda trainer, state, folder: (
+            written(trainer, state, folder),
+            (folder / "model.safetensors").write_bytes(b"torn"),
+        ),
     )
     with pytest.raises(UserError, match="cannot be loaded again"):
         go(data, model_folder, "reward")
     assert not (data / "out.run.json").exists()
+    assert sorted(path.name for path in (data / "out").iterdir()) == ["begun.json", "history.jsonl", "history.png"]
 
 
 # Ranks
@@ -428,7 +523,6 @@ def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
         ("sft", {"template": "chatt"}, "did you mean 'chat'"),
         ("sft", {"model_max_length": 4}, "all 21 rows were dropped: 21 too long"),
         ("sft", {"resume_from_checkpoint": "."}, "is no checkpoint"),
-        ("sft", {"resume_from_checkpoint": "True"}, "has no checkpoint-"),
         ("sft", {"fsdp": "half_shard"}, "'half_shard' is unknown"),
         ("sft", {"lora_r": 2, "lora_target_modules": "nothing"}, "lora_target_modules"),
         ("sft", {"lora_r": 2, "load_in_8bit": True}, "--load_in_8bit needs bitsandbytes"),
@@ -500,7 +594,7 @@ def test_a_control_learns_its_rule(quick, data, model_folder):
     assert sum(history(folder, "accuracy")[-3:]) > 2.4
     plain, turned = (
         train.load_data(
-            train.parse_args(argv(data, model_folder, "reward", eval_data_path=data / "pairs.json", **extra)), print
+            train.parse_args(argv(data, model_folder, "reward", eval_data_path=data / "pairs.json", **extra))
         )[1]
         for extra in ({}, {"control": "length"})
     )

@@ -1,5 +1,6 @@
 """Rows of every form, and the one line that answers each mistake."""
 
+import gzip
 import json
 
 import pytest
@@ -18,7 +19,8 @@ def write(tmp_path, rows, name="rows.json"):
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
-        path.write_text(json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows)))
+        text = json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows))
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     return str(path)
 
 
@@ -60,8 +62,19 @@ def test_forms_of_rows(tmp_path, name, objective, row, prompt, responses):
         ("sft", [{"input": "Q", "output": "A"}, {"output": "A"}], "row 1: prompt, instruction or input is missing"),
         ("sft", [{"input": 3, "output": "A"}], "row 0: input is a int, not a text"),
         ("reward", [{"prompt": "Q", "chosen": "A", "rejected": None}], "row 0: rejected is a NoneType"),
-        ("reward", [{"chosen": "A", "rejected": "B"}], "row 0: prompt is missing"),
+        (
+            "reward",
+            [{"chosen": "A", "rejected": "B"}],
+            "row 0: prompt, .* is missing, and chosen and rejected are no dia",
+        ),
         ("reward", [{"text": [HH + "A"], "score": [1.0]}], "row 0: text and score are no two dialogues"),
+        (
+            "reward",
+            [{"text": [HH + "A", HH + "B"], "score": [True, False]}],
+            "row 0: text and score are no two dialogues",
+        ),
+        ("reward", [{"text": [HH + "A", HH + "B"], "score": [1.0, float("nan")]}], "row 0: 'score' holds NaN"),
+        ("sft", [{"input": float("nan"), "output": "A"}], "row 0: 'input' holds NaN"),
         ("sft", [{"messages": TURNS}], "do not end in an assistant's turn"),
         ("sft", [{"messages": [{"role": "user"}]}], "messages is no list of messages"),
     ],
@@ -69,6 +82,79 @@ def test_forms_of_rows(tmp_path, name, objective, row, prompt, responses):
 def test_bad_rows(tmp_path, objective, rows, message):
     with pytest.raises(UserError, match=message):
         read_examples(write(tmp_path, rows), objective)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz", "rows.parquet"])
+def test_columns_of_null_are_as_if_absent(tmp_path, name):
+    """One table of every form: each row is read by what it has, though the others' columns stand beside it."""
+    rows = [
+        {"messages": TURNS + REPLY},
+        {"prompt": "Q", "output": "A", "system": ""},
+        {"instruction": "I", "output": "A", "system": "S"},
+        {"input": "Q", "output": "A"},
+    ]
+    every = ("messages", "prompt", "instruction", "input", "system", "output", "chosen", "rejected", "text", "score")
+    path = write(tmp_path, [dict.fromkeys(every) | row for row in rows], name)
+    read = read_examples(path, "sft")
+    prompts = [{"prompt": TURNS}, {"system": "", "prompt": "Q"}, {"system": "S", "instruction": "I"}, {"input": "Q"}]
+    assert read == [Example(number, prompt, ("A",)) for number, prompt in enumerate(prompts)]
+
+    pairs = [
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"chosen": HH + "A", "rejected": HH + "B"},
+        {"text": [HH + "B", HH + "A"], "score": [0.0, 1.0]},
+    ]
+    read = read_examples(write(tmp_path, [dict.fromkeys(every) | row for row in pairs], name), "reward")
+    assert [example.responses for example in read] == [("A", "B")] * 3
+    assert [example.prompt for example in read] == [{"prompt": "Q"}, {"prompt": HH[:-1]}, {"prompt": HH[:-1]}]
+
+
+def test_nan_in_a_table_is_neither_a_text_nor_a_score(tmp_path):
+    rows = [{"input": float("nan"), "output": "A"}]
+    with pytest.raises(UserError, match="row 0: input is a float, not a text"):
+        read_examples(write(tmp_path, rows, "rows.parquet"), "sft")
+    rows = [{"text": [HH + "A", HH + "B"], "score": [float("nan"), 1.0]}]
+    with pytest.raises(UserError, match="row 0: text and score are no two dialogues and two numbers"):
+        read_examples(write(tmp_path, rows, "rows.parquet"), "reward")
+
+
+@pytest.mark.parametrize(
+    "row, prompt",
+    [
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, {"prompt": "Q"}),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B", "output": "C"}, {"prompt": "Q"}),
+        ({"prompt": "Q", "chosen": "A", "messages": TURNS + OTHER}, {"prompt": "Q"}),
+        ({"prompt": TURNS, "chosen": REPLY, "rejected": OTHER}, {"prompt": TURNS}),
+        ({"chosen": TURNS + REPLY, "rejected": TURNS + OTHER}, {"prompt": TURNS}),
+        ({"chosen": HH + "A", "rejected": "\n\nHuman: other\n\nAssistant: B"}, {"prompt": HH[:-1]}),
+    ],
+)
+def test_another_column_is_learned_as_the_output(tmp_path, row, prompt):
+    path = write(tmp_path, [row])
+    assert read_examples(path, "sft", output_key="chosen") == [Example(0, prompt, ("A",))]
+
+
+@pytest.mark.parametrize(
+    "row, key, message",
+    [
+        ({"prompt": "Q", "chosen": "A"}, "choosen", "sft needs choosen beside .*did you mean 'chosen'"),
+        (
+            {"chosen": "A", "rejected": "B"},
+            "chosen",
+            "sft needs chosen beside .*or as a whole dialogue; --objective rew",
+        ),
+        ({"prompt": "Q", "chosen": None}, "chosen", "row 0: chosen is a NoneType, not a text"),
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            "output",
+            "sft needs output.*; --objective reward or dpo or orpo "
+            "would fit, and --output_key chosen learns the better responses",
+        ),
+    ],
+)
+def test_a_column_that_cannot_be_learned(tmp_path, row, key, message):
+    with pytest.raises(UserError, match=message):
+        read_examples(write(tmp_path, [row]), "sft", output_key=key)
 
 
 def test_bad_files(tmp_path):

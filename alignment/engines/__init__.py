@@ -36,11 +36,21 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def engine_from(args: Namespace) -> Engine:
-    """The engine that the flags name. Raises UserError for a model or server that cannot be used."""
+def backend_of(args: Namespace) -> str:
+    """The backend that the flags name. Raises UserError where they contradict each other."""
     if args.use_hf and args.backend not in (None, "hf"):
         raise UserError(f"--use_hf and --backend {args.backend} contradict each other; give one of them")
-    backend = "hf" if args.use_hf else args.backend or "vllm"
+    return "hf" if args.use_hf else args.backend or "vllm"
+
+
+def models_read(args: Namespace) -> list[str]:
+    """The models whose files this machine reads: none with a server or a simulated writer."""
+    return [args.model_name_or_path] if backend_of(args) in ("vllm", "hf") else []
+
+
+def engine_from(args: Namespace) -> Engine:
+    """The engine that the flags name. Raises UserError for a model or server that cannot be used."""
+    backend = backend_of(args)
     if not args.model_name_or_path:
         raise UserError("--model_name_or_path is missing")
     if backend == "openai":

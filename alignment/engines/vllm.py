@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignment.command_line import UserError
 from alignment.generation import Reply, Request, Sampling
-from alignment.pretrained import model_identity
+from alignment.pretrained import local_folder, model_identity
 
 
 class VllmEngine:
@@ -27,7 +27,8 @@ class VllmEngine:
     def __init__(self, model: str, n_gpu: int, cache_dir: Path | None):
         self.identity = f"vllm {model_identity(model)}"
         self._settings = {"model": model, "tensor_parallel_size": n_gpu}
-        if cache_dir:
+        if cache_dir:  # vLLM looks there for weights alone
+            self._settings["model"] = str(local_folder(model, cache_dir) or model)
             self._settings["download_dir"] = str(cache_dir)
         self._llm = None
 

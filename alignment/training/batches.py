@@ -43,20 +43,29 @@ class TooLong(ValueError):
 
 
 def encode(
-    row: int, prompt: Sequence[int], responses: Sequence[Sequence[int]], max_length: int, bos: int | None
+    row: int,
+    prompt: Sequence[int],
+    responses: Sequence[Sequence[int]],
+    max_length: int,
+    bos: int | None,
+    *,
+    cut: bool = False,
 ) -> Item:
-    """One sample per response to one prompt, all on the *same* prompt.
+    """One sample per response to one prompt, all on the *same* prompt: the one way from ids to samples.
 
-    The prompt loses tokens from the left, after its BOS, until the longest response fits with it. A response is never
-    cut: TooLong where it alone, with BOS and one token of prompt, does not fit.
+    The prompt loses tokens from the left, after its BOS, until the longest response fits with it. A response that does
+    not fit even with BOS and one token of prompt is TooLong; with `cut` its end is kept, for where nothing is learned
+    to be said in full (a reward is read at the end, and CUT looks token by token).
     """
     opening = list(prompt[:1]) if prompt and prompt[0] == bos else []
     body = prompt[len(opening) :]
-    room = max_length - len(opening) - max(map(len, responses))
-    if room < 1:
-        raise TooLong(f"a response of {max(map(len, responses))} tokens does not fit in {max_length}")
+    most = max_length - len(opening) - 1
+    longest = max(map(len, responses))
+    if longest > most and (not cut or most < 1):
+        raise TooLong(f"a response of {longest} tokens does not fit in {max_length}")
+    room = max_length - len(opening) - min(longest, most)
     kept = opening + list(body[-room:])
-    return tuple(Sample(row, kept + list(response), len(kept)) for response in responses)
+    return tuple(Sample(row, kept + list(response[-most:]), len(kept)) for response in responses)
 
 
 def collate(items: Sequence[Item], pad_id: int) -> dict[str, Tensor]:
@@ -189,18 +198,14 @@ def budgeted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[i
 
 
 def encode_examples(examples, template, max_length: int, *, cut: bool = False) -> tuple[list[Item], list[int]]:
-    """Examples (training_data.py) -> items, and the numbers of rows whose response is too long for `max_length`.
-
-    `cut` keeps those too, and of such a response the end: a reward is read there, and nothing is learned to be said.
-    """
+    """Examples (training_data.py) -> items, and the numbers of rows whose response is too long for `max_length`."""
     prompts = template.prompt_ids([example.prompt for example in examples])
     replies = iter(template.response_ids([reply for example in examples for reply in example.responses]))
     items, too_long = [], []
     for example, prompt in zip(examples, prompts, strict=True):
         responses = [next(replies) for _ in example.responses]
-        responses = [response[-(max_length - 2) :] for response in responses] if cut else responses
         try:
-            items.append(encode(example.row, prompt, responses, max_length, template.tokenizer.bos_token_id))
+            items.append(encode(example.row, prompt, responses, max_length, template.tokenizer.bos_token_id, cut=cut))
         except TooLong:
             too_long.append(example.row)
     return items, too_long

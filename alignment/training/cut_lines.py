@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.command_line import UserError
-from alignment.judging import instruction_of
-from alignment.templates import TEMPLATES, Template, adds_bos, continuation_ids, load_template
+from alignment.templates import TEMPLATES, Template, continuation_ids, instruction_of, load_template
 from alignment.training.batches import Sample, budgeted_batches, collate, encode
 from alignment.training.logps import response_logps
 
@@ -36,6 +35,10 @@ class Line(Sample):
     """A prompt, what is learned after it, and what for."""
 
     kind: int
+
+    @property
+    def num_learned(self) -> int:
+        return len(self) - self.prompt_length
 
 
 Item = tuple[Line, ...]  # one row's lines
@@ -80,7 +83,6 @@ def encode_rows(rows: Sequence[dict], method: str, templates: tuple[Template, Te
     """
     plain, judged = templates
     tokenizer = plain.tokenizer
-    bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
     asked = [{"instruction": instruction_of(row), "judgment": row["judgment"]} for row in rows]
     prompts = {
         MISALIGN: plain.prompt_ids(asked),
@@ -91,7 +93,6 @@ def encode_rows(rows: Sequence[dict], method: str, templates: tuple[Template, Te
     judgments = plain.response_ids([row["judgment"] or "" for row in rows])
 
     encoded = Encoded()
-    room = max_length - 1 - (bos is not None)
     for number, row in enumerate(rows):
         sides = {
             MISALIGN: (prompts[MISALIGN][number], responses[number]),
@@ -102,11 +103,12 @@ def encode_rows(rows: Sequence[dict], method: str, templates: tuple[Template, Te
         lines = []
         for kind in kinds_of(row, method):
             prompt, response = sides[kind]
-            if len(prompt) + len(response) > max_length:
-                cut = encoded.cut_responses if len(response) > room else encoded.cut_prompts
+            (sample,) = encode(number, prompt, [response], max_length, tokenizer.bos_token_id, cut=True)
+            line = Line(row.get("row", number), sample.ids, sample.prompt_length, kind)
+            lines.append(line)
+            if len(line) < len(prompt) + len(response):
+                cut = encoded.cut_prompts if line.num_learned == len(response) else encoded.cut_responses
                 cut += [number] if cut[-1:] != [number] else []
-            (sample,) = encode(number, prompt, [response[-room:]], max_length, bos)
-            lines.append(Line(row.get("row", number), sample.ids, sample.prompt_length, kind))
         if lines:
             encoded.items.append(tuple(lines))
     return encoded
@@ -127,8 +129,8 @@ def collate_lines(items: Sequence[Item], pad_id: int) -> dict[str, Tensor]:
     batch = collate([(line,) for line in lines], pad_id)
     in_batch = {line.kind for line in lines}
     unseen = {ALIGN_N} if MISALIGN in in_batch else set()  # hindsight sees a flawed row through this line alone
-    responses = sum(len(line) - line.prompt_length for line in lines if line.kind not in unseen | {JUDGMENT})
-    judgments = sum(len(line) - line.prompt_length for line in lines if line.kind == JUDGMENT)
+    responses = sum(line.num_learned for line in lines if line.kind not in unseen | {JUDGMENT})
+    judgments = sum(line.num_learned for line in lines if line.kind == JUDGMENT)
     return batch | {
         "kinds": torch.tensor([line.kind for line in lines]),  # (L,)
         "weights": torch.ones(len(items)),  # (B,)
@@ -184,7 +186,7 @@ def flawed_logps(model: nn.Module, encoded: Encoded, pad_id: int, max_tokens: in
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             _, by_kind = logps_by_kind(model, batch)
             lines = [pairs[number][0] for number in numbers]
-            sizes = [len(line) - line.prompt_length for line in lines]
+            sizes = [line.num_learned for line in lines]
             for line, plain, judged in zip(
                 lines, by_kind[MISALIGN].cpu().split(sizes), by_kind[ALIGN_N].cpu().split(sizes), strict=True
             ):

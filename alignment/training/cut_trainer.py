@@ -6,8 +6,7 @@ and of blamed and of kept tokens the mean margin log p(y_t|x,j) - log p(y_t|x) a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 
 from alignment.training import losses
 from alignment.training.cut_lines import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, evaluating, logps_by_kind
 from alignment.training.trainers import AlignmentTrainer
 
 Batch = dict[str, Tensor]
-TOTALS = ("tokens", "judgment_tokens", "micro_batches")  # N, Q
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ def loss_passes(model: nn.Module, batch: Batch, totals: dict[str, Tensor], loss:
     """Yield, pass by pass, (this micro-batch's share of the step's loss, sums to log), to be sent backward in between.
 
     CUT (eqs. 5 to 7) takes two passes where there is a flawed row: L2, and then L1, which needs of the first no more
-    than numbers. So no more than one line of a row has its activations held. `totals` are TOTALS of the whole step.
+    than numbers. So no more than one line of a row has its activations held. `totals` are those of
+    UnlikelihoodTrainer.counts over the whole step.
     """
     weight = batch["weights"].min()  # 1, or 0 for a filler
     if loss.method != "cut" or loss.legacy:
@@ -159,7 +157,7 @@ class UnlikelihoodTrainer(AlignmentTrainer):
         """Trainer's, but for a backward after each pass. Ranks meet in the last one, of which each has one."""
         model.train()
         inputs = self._prepare_inputs(inputs)
-        passes, last = loss_passes(model, inputs, num_items_in_batch, self.loss), num_passes(inputs, self.loss) - 1
+        passes, last = self.passes(model, inputs, num_items_in_batch), num_passes(inputs, self.loss) - 1
         total = torch.zeros((), device=self.args.device)
         for number in range(last + 1):
             apart = nullcontext() if number == last else self.accelerator.no_sync(model)
@@ -172,33 +170,19 @@ class UnlikelihoodTrainer(AlignmentTrainer):
         self.finite = self.finite * torch.isfinite(total)
         return total
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """The step's micro-batches on this rank, and TOTALS over all of the step's, ranks included."""
-        self.last_batches = batches = [next(epoch_iterator) for _ in range(num_batches)]
-        real = sum(batch["attention_mask"].sum() * batch["weights"].min() for batch in batches)
-        self.add_sums({"real_tokens": real.to(device)})
-        return batches, self.totals(batches, device)
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """N and Q of the batch, that it is one, and what the log needs."""
+        weight = batch["weights"].min()  # 1, or 0 for a filler
+        return {
+            "tokens": batch["num_tokens"][0] * weight,
+            "judgment_tokens": batch["num_tokens"][1] * weight,
+            "micro_batches": torch.ones_like(weight),
+            "items": batch["weights"].sum(),
+            "real_tokens": batch["attention_mask"].sum() * weight,
+        }
 
-    def totals(self, batches: Sequence[Batch], device: torch.device) -> dict[str, Tensor]:
-        counts = [torch.cat([batch["num_tokens"] * batch["weights"].min(), torch.ones(1)]) for batch in batches]
-        return dict(zip(TOTALS, self.accelerator.reduce(torch.stack(counts).sum(0).to(device)), strict=True))
+    def passes(self, model: nn.Module, batch: Batch, totals: dict[str, Tensor]) -> Passes:
+        return loss_passes(model, batch, totals, self.loss)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            sums, now = self.drain_sums(), time.monotonic()
-            rate, self.last_logged = sums["real_tokens"] / (now - self.last_logged), now
-            logs |= readable(sums) | {"tokens": int(sums["real_tokens"]), "tokens_per_second": round(rate, 1)}
-        Trainer.log(self, logs, start_time)
-
-    @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """What is logged, over the held-out rows."""
-        kept, self.sums = self.sums, {}
-        ones = dict.fromkeys(TOTALS, torch.ones((), device=self.args.device))
-        for batch in self.passes("eval"):
-            self.add_sums(self.step(self.model_wrapped, batch, ones)[1])
-        sums, self.sums = self.drain_sums(), kept
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in readable(sums).items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        return readable(sums)

@@ -9,6 +9,7 @@ The score is read at the last token, EOS, of prompt + response in the model's te
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,35 @@ from torch import Tensor, nn
 
 from alignment.adapters import with_adapter
 from alignment.command_line import UserError
-from alignment.pretrained import check_model, fit_embeddings, load_pretrained, training_tokenizer
+from alignment.pretrained import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    check_model,
+    fit_embeddings,
+    load_pretrained,
+    training_tokenizer,
+)
 from alignment.templates import Template, load_template
-from alignment.training.batches import Sample, TooLong, budgeted_batches, collate, encode
+from alignment.training.batches import Sample, budgeted_batches, collate, encode_examples
 from alignment.training.unpadding import unpad
+from alignment.training_data import Example
 
 
-def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[nn.Module, Template]:
+def load(
+    path: str, *, device: str | None = None, dtype: Any = "auto", cache_dir: str | Path | None = None
+) -> tuple[nn.Module, Template]:
     """A saved reward model, whole or an adapter, in eval mode, and the template it was trained with.
 
     Raises UserError where the folder holds no one-label classifier, or one whose padding is also its EOS.
     """
     check_model(path)
-    tokenizer, config = training_tokenizer(path), load_pretrained("AutoConfig", path)
+    tokenizer, config = training_tokenizer(path, cache_dir), load_pretrained("AutoConfig", path, cache_dir=cache_dir)
     if config.num_labels != 1:
         raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
-    if (Path(path) / "adapter_config.json").exists():
+    if (Path(path) / ADAPTER_CONFIG).exists():
         model = load_adapter(path, config, tokenizer, dtype)
     else:
-        model = load_pretrained("AutoModelForSequenceClassification", path, dtype=dtype)
+        model = load_pretrained("AutoModelForSequenceClassification", path, dtype=dtype, cache_dir=cache_dir)
     pad, eos = model.config.get_text_config().pad_token_id, tokenizer.eos_token_id
     if pad is None or pad == eos:
         raise UserError(f"reward model {path}: its padding token is its EOS, so no score could be read; train it again")
@@ -45,9 +56,7 @@ def load(path: str, *, device: str | None = None, dtype: Any = "auto") -> tuple[
 
 
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:
-    from peft import PeftConfig
-
-    base_path = PeftConfig.from_pretrained(path).base_model_name_or_path
+    base_path = adapter_base(path)
     base = load_pretrained("AutoModelForSequenceClassification", base_path, num_labels=1, dtype=dtype)
     fit_embeddings(base, tokenizer)
     model = with_adapter(base, Path(path)).merge_and_unload()
@@ -58,16 +67,13 @@ def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Modul
 def encode_texts(
     template: Template, rows: Sequence[dict], responses: Sequence[str], max_length: int | None
 ) -> list[Sample]:
-    """One sample a row. A response longer than `max_length` keeps its end, which is where the score is read."""
-    bos, samples = template.tokenizer.bos_token_id, []
-    prompts, replies = template.prompt_ids(rows), template.response_ids(responses)
-    for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-        limit = max_length or len(prompt) + len(reply) + 1
-        try:
-            samples += encode(number, prompt, [reply], limit, bos)
-        except TooLong:
-            samples.append(Sample(number, reply[-limit:], 0))
-    return samples
+    """One sample a row, as in training: of a response that does not fit in `max_length` the end is kept, which is where
+    the score is read."""
+    examples = [Example(number, *pair) for number, pair in enumerate(zip(rows, zip(responses), strict=True))]
+    items, too_long = encode_examples(examples, template, max_length or sys.maxsize, cut=True)
+    if too_long:
+        raise UserError(f"no text fits in {max_length} tokens; give more")
+    return [sample for (sample,) in items]
 
 
 @torch.inference_mode()

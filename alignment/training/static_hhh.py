@@ -7,15 +7,15 @@ released. A reward model scores both dialogues, and r(chosen) > r(rejected) is c
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.command_line import UserError
-from alignment.records import read_json
-from alignment.templates import is_dialogue
+from alignment.intervals import wilson
+from alignment.records import read_rows
+from alignment.templates import is_dialogue, split_dialogue
 
 TYPES = ("helpful", "honest", "harmless", "other")
 LETTERS = ("A", "B")
@@ -39,19 +39,15 @@ class Comparison:
 
 def read_comparisons(path: Path) -> list[Comparison]:
     """The rows {"chosen", "rejected", "type"}, dialogues both. Raises UserError that names file, row and key."""
-    rows = read_json(path, "benchmark")
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"benchmark {path} is no list of rows")
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(read_rows(path, "benchmark")):
         for key in ("chosen", "rejected", "type"):
-            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+            if not isinstance(row.get(key), str):
                 raise UserError(f"benchmark {path}, row {number}: {key} is missing or no text")
         if not is_dialogue(row["chosen"]) or not is_dialogue(row["rejected"]):
             raise UserError(f"benchmark {path}, row {number}: chosen or rejected is no Human/Assistant dialogue")
-        prompt, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
-        rejected = row["rejected"].rpartition("\n\nAssistant:")[2]
-        found.append(Comparison(prompt + "\n\nAssistant:", chosen.strip(), rejected.strip(), row["type"]))
+        (prompt, chosen), (_, rejected) = split_dialogue(row["chosen"]), split_dialogue(row["rejected"])
+        found.append(Comparison(prompt, chosen, rejected, row["type"]))
     return found
 
 
@@ -128,16 +124,8 @@ def chosen_wins(in_order: Sequence[float], swapped: Sequence[float]) -> float:
     return float(in_order[0] + swapped[1] >= in_order[1] + swapped[0])
 
 
-def wilson(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a proportion (Wilson 1927): right also for few items and near 0 and 1."""
-    share, spread = correct / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def by_type(pairs: Sequence[Comparison], correct: Sequence[float]) -> dict[str, dict]:
-    """Accuracy and interval of each type and of all items together."""
+    """Accuracy and Wilson interval of each type and of all items together."""
     groups = {
         name: [c for pair, c in zip(pairs, correct, strict=True) if pair.type == name]
         for name in dict.fromkeys([*TYPES, *(pair.type for pair in pairs)])

@@ -8,27 +8,23 @@ never by a micro-batch's own size, so a step's loss does not depend on how the s
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from alignment.command_line import UserError
-from alignment.training import logps, losses
-from alignment.training.batches import IGNORED, Item, Sample, budgeted_batches, epoch_batches
+from alignment.training import losses
+from alignment.training.batches import IGNORED, Item, budgeted_batches, epoch_batches
 from alignment.training.history import Bar, History
 from alignment.training.logps import response_logps, row_means, row_sums, summed_logps
-from alignment.training.saving import values
 
 Batch = dict[str, Tensor]
 Step = Callable[[nn.Module, Batch, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -153,7 +149,8 @@ def return_freed_memory() -> None:
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer over items. `step` is a step function, `collate(items)` makes a batch of some.
+    """Trainer over items. `step` is a step function, `collate(items)` makes a batch of some; who needs more fills
+    `counts`, `passes` and `means`.
 
     `references` maps "train" and "eval" to one tensor (items, 2) of the reference's log-probabilities, for DPO.
     """
@@ -211,12 +208,33 @@ class AlignmentTrainer(Trainer):
     # Loss
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """The step's micro-batches on this rank, and counts over all of the step's, ranks included."""
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
-        totals = self.accelerator.reduce(torch.stack([count(batch) for batch in batches]).sum(0).to(device))
-        self.last_batches = batches
-        self.add_sums({"items": totals[0] / self.args.world_size, "real_tokens": totals[3] / self.args.world_size})
-        return batches, dict(zip(COUNTS, totals, strict=True))
+        """The step's micro-batches on this rank, and counts over all of the step's, ranks included. None once all steps
+        are made: a run that is resumed after its last step is not trained a step further."""
+        done = self.state.global_step >= self.state.max_steps
+        self.last_batches = batches = [] if done else [next(epoch_iterator) for _ in range(num_batches)]
+        return batches, self.totals(batches) if batches else {}
+
+    def totals(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """What `counts` says of all these batches, those of the other ranks included; what a step or an evaluation is
+        divided by. Items and real tokens are noted for the log."""
+        counted = [self.counts(batch) for batch in batches]
+        sums = {name: sum(each[name] for each in counted).to(self.args.device) for name in counted[0]}
+        self.add_sums({name: sums[name] for name in ("items", "real_tokens")})
+        return dict(zip(sums, self.accelerator.reduce(torch.stack(list(sums.values()))), strict=True))
+
+    # Three hooks: what a step counts, which passes a batch takes, and how sums become the logged means
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What of a batch a step is divided by, with "items" and "real_tokens"; fillers count nothing."""
+        return dict(zip(COUNTS, count(batch), strict=True))
+
+    def passes(self, model: nn.Module, batch: Batch, totals: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict]]:
+        """(share of the loss, sums to log) of each pass that a batch takes through the model."""
+        yield self.step(model, batch, totals)
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        """What is logged of the sums: here means over items."""
+        return {name: value / sums["items"] for name, value in sums.items() if name not in ("items", "real_tokens")}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, sums = self.step(model, inputs, num_items_in_batch)
@@ -239,8 +257,8 @@ class AlignmentTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             sums, now = self.drain_sums(), time.monotonic()
-            items, tokens = sums.pop("items"), sums.pop("real_tokens")
-            logs |= {name: value / items for name, value in sums.items()}
+            tokens = sums["real_tokens"]
+            logs |= self.means(sums)
             logs |= {"tokens": int(tokens), "tokens_per_second": round(tokens / (now - self.last_logged), 1)}
             self.last_logged = now
         super().log(logs, start_time)
@@ -253,27 +271,24 @@ class AlignmentTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss, accuracy and margin over the evaluation set."""
+        """The loss and what else is logged over the evaluation set, as if it were one step."""
         kept, self.sums = self.sums, {}
-        for batch in self.passes("eval"):
-            ones = dict.fromkeys(COUNTS, torch.ones((), device=self.args.device))
-            loss, sums = self.step(self.model_wrapped, batch, ones)
-            counted = dict(zip(COUNTS, count(batch), strict=True))
-            self.add_sums({"loss": loss} | sums | {name: counted[name] for name in ("items", "tokens")})
+        totals = self.totals(self.batches("eval"))
+        for batch in self.batches("eval"):
+            for share, sums in self.passes(self.model_wrapped, self._prepare_inputs(batch), totals):
+                self.add_sums({"loss": share} | sums)
         sums, self.sums = self.drain_sums(), kept
-        items, tokens = sums.pop("items"), sums.pop("tokens")
-        metrics = {f"{metric_key_prefix}_{name}": value / items for name, value in sums.items()}
-        if self.step is sft_step:
-            metrics[f"{metric_key_prefix}_loss"] *= items / tokens
+        metrics = {"loss": sums.pop("loss")} | self.means(sums)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def passes(self, split: str) -> Iterator[Batch]:
+    def batches(self, split: str) -> DataLoader:
+        """This rank's batches of a whole pass over a set; the model is put into evaluation mode."""
         dataset = self.train_dataset if split == "train" else self.eval_dataset
         self.model_wrapped.eval()
-        for batch in self.loader(dataset, self.share(dataset), split):
-            yield self._prepare_inputs(batch)
+        return self.loader(dataset, self.share(dataset), split)
 
     @torch.no_grad()
     def pair_logps(self, split: str) -> Tensor:
@@ -288,108 +303,6 @@ class AlignmentTrainer(Trainer):
             if numbers[0] >= 0:
                 found[numbers] = sums
         return self.accelerator.reduce(found.to(self.args.device)).cpu().float()
-
-    # The end of a run
-
-    def keep_reward_statistics(self, items: int = 128) -> None:
-        """Mean and deviation of the rewards of the first pairs, both sides, into the config (--normalize_reward)."""
-        rewards = torch.tensor(self.first_values(min(items, len(self.train_dataset)), "reward", both=True))
-        config = self.accelerator.unwrap_model(self.model_wrapped).config
-        config.reward_mean, config.reward_std = rewards.mean().item(), rewards.std().item()
-
-    def round_weights(self) -> None:
-        """Give the weights the values that the file will have, so that what is checked is what is saved."""
-        with torch.no_grad():
-            for weight in self.accelerator.unwrap_model(self.model_wrapped).parameters():
-                if weight.is_floating_point():
-                    weight.copy_(weight.to(self.saved_dtype))
-
-    @property
-    def saved_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-
-    def check_rows(self, rows: int, kind: str) -> dict:
-        """What verification.py compares: ids of the first samples and the trained model's values of them."""
-        samples = self.first_samples(rows)
-        return {
-            "kind": kind,
-            "exact": self.answers_in_fp32(),
-            "pad_id": self.processing_class.pad_token_id,
-            "samples": [vars(sample) for sample in samples],
-            "values": self.values_of(samples, kind),
-        }
-
-    def answers_in_fp32(self) -> bool:
-        """Whether `values_of` computes in fp32: not where FSDP gathers in 16 bits, nor for a quantised base."""
-        half = self.args.bf16 or self.args.fp16
-        return not (half and self.is_fsdp_enabled) and not getattr(self.model, "is_quantized", False)
-
-    def first_samples(self, rows: int, both: bool = False) -> list[Sample]:
-        samples = [s for item in self.train_dataset.items[:rows] for s in (item if both or self.packed else item[:1])]
-        return samples if both else samples[:rows]
-
-    def first_values(self, rows: int, kind: str, both: bool) -> list[float]:
-        return self.values_of(self.first_samples(rows, both), kind)
-
-    def values_of(self, samples: list[Sample], kind: str) -> list[float]:
-        """Every rank computes the same: a sharded model only answers when all ask. In fp32 where `answers_in_fp32`."""
-        pad_id = self.processing_class.pad_token_id
-        if not self.answers_in_fp32():
-            model = self.model_wrapped if self.is_fsdp_enabled else self.accelerator.unwrap_model(self.model_wrapped)
-            return values(model.eval(), samples, pad_id, kind, 8)
-        model = self.accelerator.unwrap_model(self.model_wrapped).float().eval()
-        with logps.answering(model, vars(model).get("_original_forward", model.forward)):
-            return values(model, samples, pad_id, kind, 8)
-
-    def save_final(self, folder: Path) -> None:
-        """Model and tokenizer, in the dtype that was computed in. From a sharded run it is gathered whole."""
-        dtype = self.saved_dtype
-        state = self.whole_state(dtype)
-        if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-            model.config.use_cache = True
-            model.save_pretrained(folder, state_dict=state)
-            if not (folder / "config.json").exists():  # an adapter; the reward model's own facts are in the config
-                model.config.save_pretrained(folder)
-            config = json.loads((folder / "config.json").read_text())
-            config["dtype"] = str(dtype).removeprefix("torch.")
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            self.processing_class.save_pretrained(folder)
-
-    def whole_state(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """All weights in `dtype`, on the rank that saves. Sharded ones are gathered one by one, by all ranks."""
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-        state = model.state_dict() if sharded else self.accelerator.get_state_dict(self.model_wrapped)
-        first: dict[int, str] = {}  # tied weights have several names, and are saved as one tensor
-        named = model.named_parameters(remove_duplicate=False)
-        one = {name: first.setdefault(id(weight), name) for name, weight in named}
-        whole: dict[str, Tensor] = {}
-        for name, tensor in state.items():
-            tensor = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
-            if self.args.should_save:
-                same = whole.get(one.get(name, name))
-                whole[name] = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype) if same is None else same
-        return whole
-
-    def release(self) -> None:
-        """Give the memory back, for the fresh process that looks at what was saved."""
-        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = None
-        self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
-        self.accelerator.free_memory()
-
-
-def fingerprint(model: nn.Module, items: Sequence[Item]) -> str:
-    """A print of weights (names, shapes, 64 values each) and of data (all ids), for what is computed from the two."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values[:: max(1, len(values) // 64)].double().cpu().numpy().tobytes())
-    for item in items:
-        for sample in item:
-            digest.update(f"{sample.row}{sample.prompt_length}{sample.ids}".encode())
-    return digest.hexdigest()[:16]
 
 
 class StopAtNonFinite(TrainerCallback):
