@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.command_line import UserError
-from alignment.pretrained import ADAPTER_CONFIG, contents
+from alignment.pretrained import ADAPTER_CONFIG, adapter_base, contents, fit_embeddings, load_pretrained
 from alignment.records import read_json, write_whole
 
 BASE_CARD = "base_model.json"
@@ -88,6 +88,18 @@ def check_target_modules(model: Any, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in matrices]
     if missing:
         raise UserError(f"--lora_target_modules {' '.join(missing)}: the model has {', '.join(sorted(matrices))}")
+
+
+def load_base(kind: str, adapter: str, dtype: Any, tokenizer: Any, **settings: Any) -> Any:
+    """The base that an adapter's folder names, with room for `tokenizer`, in `dtype` ("auto": as it was in training).
+
+    It first gets the dtype in which the adapter was trained on it, which the folder's config tells: what was trained on
+    a base in bf16 fits the rounded weights.
+    """
+    trained_in = getattr(load_pretrained("AutoConfig", adapter), "dtype", None) or "auto"
+    base = load_pretrained(kind, adapter_base(adapter), dtype=trained_in, **settings)
+    fit_embeddings(base, tokenizer)
+    return base if dtype == "auto" else base.to(dtype)
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:

@@ -437,14 +437,29 @@ def test_a_fresh_process_refuses_what_was_not_trained(data, model_folder):
     assert not saving.ask_fresh_process(folder)["agrees"]
 
 
+@pytest.mark.parametrize("objective", ["sft", "reward"])
+def test_an_adapter_on_a_base_in_bf16_is_held_to_the_same(quick, data, model_folder, llama, objective):
+    """The base's file is fp32 and its weights large, so that training sees it rounded by far more than 2e-4."""
+    with torch.no_grad():
+        for weight in llama.parameters():
+            weight.mul_(7)
+    llama.save_pretrained(model_folder)
+    go(data, model_folder, objective, lora_r=4, bf16=True, learning_rate=1e-2)
+    check = json.loads((data / "out.run.json").read_text())["counts"]["check"]
+    assert check["agrees"] and check["tolerance"] == 2e-4
+    rounded = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).float()
+    ids = torch.arange(9)[None]
+    assert (rounded(ids).logits - llama(ids).logits).abs().max() > 0.01
+
+
 def test_a_model_that_does_not_load_fails_the_run(data, model_folder, monkeypatch):
     """And leaves the folder without a model, or with the one that it had."""
     written = saving.write_model
     monkeypatch.setattr(
         saving,
         "write_model",
-        lambda trainer, state, folder: (
-            written(trainer, state, folder),
+        lambda trainer, state, dtype, folder: (
+            written(trainer, state, dtype, folder),
             (folder / "model.safetensors").write_bytes(b"torn"),
         ),
     )

@@ -17,16 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment.adapters import with_adapter
+from alignment.adapters import load_base, with_adapter
 from alignment.command_line import UserError
-from alignment.pretrained import (
-    ADAPTER_CONFIG,
-    adapter_base,
-    check_model,
-    fit_embeddings,
-    load_pretrained,
-    training_tokenizer,
-)
+from alignment.pretrained import ADAPTER_CONFIG, check_model, load_pretrained, training_tokenizer
 from alignment.templates import Template, load_template
 from alignment.training.batches import Sample, budgeted_batches, collate, encode_examples
 from alignment.training.unpadding import unpad
@@ -56,9 +49,7 @@ def load(
 
 
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:
-    base_path = adapter_base(path)
-    base = load_pretrained("AutoModelForSequenceClassification", base_path, num_labels=1, dtype=dtype)
-    fit_embeddings(base, tokenizer)
+    base = load_base("AutoModelForSequenceClassification", path, dtype, tokenizer, num_labels=1)
     model = with_adapter(base, Path(path)).merge_and_unload()
     model.config.update({key: getattr(config, key) for key in ("reward_mean", "reward_std") if hasattr(config, key)})
     return model

@@ -31,17 +31,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from alignment.adapters import with_adapter
+from alignment.adapters import load_base, with_adapter
 from alignment.command_line import REPOSITORY, UserError
-from alignment.pretrained import (
-    ADAPTER_CONFIG,
-    adapter_base,
-    fit_embeddings,
-    is_model_file,
-    load_pretrained,
-    padding_id,
-    training_tokenizer,
-)
+from alignment.pretrained import ADAPTER_CONFIG, is_model_file, load_pretrained, padding_id, training_tokenizer
 from alignment.run_cards import ASIDE
 from alignment.templates import Template, chat_template
 from alignment.training.batches import Sample, collate
@@ -98,10 +90,12 @@ def save_checked(
 def move_in(aside: Path, folder: Path) -> None:
     """Put the files of one folder into another, weights first, and take away those of an earlier model."""
     files = sorted(aside.iterdir(), key=lambda path: (path.suffix != ".safetensors", path.name))
-    for path in files:
+    for path in filter(Path.is_file, files):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     for path in files:
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
         os.replace(path, folder / path.name)
     kept = {path.name for path in files}
     for path in folder.iterdir():
@@ -156,13 +150,12 @@ def values(model, samples: list[Sample], pad_id: int, kind: str, batch_size: int
 
 
 def load_policy(folder: str, dtype: torch.dtype | str, device: str) -> Any:
-    adapter = (Path(folder) / ADAPTER_CONFIG).exists()
-    source = adapter_base(folder) if adapter else folder
     placed = {"device_map": device} if device == "auto" else {}
-    model = speak_logps(load_pretrained("AutoModelForCausalLM", source, dtype=dtype, **placed))
-    if adapter:
-        fit_embeddings(model, training_tokenizer(folder))
-        model = with_adapter(model, Path(folder))
+    if (Path(folder) / ADAPTER_CONFIG).exists():
+        base = speak_logps(load_base("AutoModelForCausalLM", folder, dtype, training_tokenizer(folder)))
+        model = with_adapter(base, Path(folder))
+    else:
+        model = speak_logps(load_pretrained("AutoModelForCausalLM", folder, dtype=dtype, **placed))
     return (model if placed else model.to(device)).eval()
 
 
@@ -189,6 +182,7 @@ def save_trained(
     `kind` is "reward" or "logps"; `reward_statistics` leaves the rewards' mean and deviation in the config; `also`
     writes more into the folder. All ranks call it, as all gather a sharded model; the first gets the verdict.
     """
+    dtype = dtype_to_tell(trainer)
     round_weights(trainer)
     if reward_statistics:
         keep_reward_statistics(trainer)
@@ -205,7 +199,7 @@ def save_trained(
         return None
 
     def write(aside: Path) -> None:
-        write_model(trainer, state, aside)
+        write_model(trainer, state, dtype, aside)
         save_tokenizer(template, aside)
         also(aside)
         state.clear()
@@ -216,6 +210,13 @@ def save_trained(
 def saved_dtype(trainer: AlignmentTrainer) -> torch.dtype:
     args = trainer.args
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+
+
+def dtype_to_tell(trainer: AlignmentTrainer) -> torch.dtype:
+    """What config.json says: the dtype of a whole model's file, or that of the base which an adapter was trained on."""
+    if is_adapter(trainer) and not getattr(trainer.model, "is_quantized", False):
+        return next(weight.dtype for weight in trainer.model.parameters() if not weight.requires_grad)
+    return saved_dtype(trainer)
 
 
 def is_adapter(trainer: AlignmentTrainer) -> bool:
@@ -281,15 +282,15 @@ def whole_state(trainer: AlignmentTrainer) -> dict[str, Tensor]:
     return whole
 
 
-def write_model(trainer: AlignmentTrainer, state: dict[str, Tensor], folder: Path) -> None:
-    """Weights and config, the latter telling the dtype that was computed in."""
+def write_model(trainer: AlignmentTrainer, state: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
+    """Weights and config."""
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     model.config.use_cache = True
     model.save_pretrained(folder, state_dict=state)
     if not (folder / "config.json").exists():  # an adapter; the reward model's own facts are in the config
         model.config.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = str(saved_dtype(trainer)).removeprefix("torch.")
+    config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
