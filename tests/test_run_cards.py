@@ -160,6 +160,16 @@ def test_pipes_are_told_apart(place):
     assert through_a_pipe("three", '[{"a": 2}]') == (True, [{"a": 2}])
 
 
+def test_the_base_of_an_adapter_is_read_with_it(place):
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text('{"base_model_name_or_path": "model"}')
+    save_file({"lora_A": torch.ones(2)}, "adapter/adapter_model.safetensors")
+    make(models=["adapter"])
+    assert list(json.loads(Path("out.txt.run.json").read_text())["models"]) == ["adapter", "model"]
+    other_weights()
+    assert differences(models=["adapter"]) == ["model has other contents"]
+
+
 def test_weights_spread_over_other_files_are_the_same_weights(place):
     whole, weights = contents("model"), load_file("model/model.safetensors")
     Path("model/model.safetensors").unlink()
@@ -224,7 +234,7 @@ def test_a_second_writer_is_refused_by_name(place, killed):
     """And not after the first was killed, which the next is told."""
     output, context = place / "new" / "out.json", multiprocessing.get_context("fork")
     opened, release = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(output, opened, release))
+    process = context.Process(target=_hold, args=(output, opened, release), daemon=True)
     process.start()
     opened.wait()
     with (
