@@ -17,7 +17,7 @@ from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, boolean, number, run
 from alignment.engines import add_engine_arguments, engine_from, models_read
-from alignment.generation import Request, Sampling, generate, record_seed
+from alignment.generation import Request, Sampling, generate, record_seed, refuse_failures
 from alignment.journal import Journal
 from alignment.judging import read_instructions
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer
@@ -96,24 +96,26 @@ def respond(args: Namespace) -> None:
             return print(held.already())
         held.begin()
         rendering = rendering_from(args, "alpaca")
-        sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop)
+        ends = (rendering.end_id,) if rendering.end else ()
+        sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop, ends)
         texts = [rendering.render(row) for row in rows]
         seeds = [record_seed(args.seed, "generate", number) for number in range(args.skip, args.skip + len(rows))]
         requests = [Request(text, seed) for text, seed in zip(texts, seeds, strict=True)]
         with Journal(output) as journal:
-            replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
+            replies = generate(
+                engine, requests, sampling, journal=journal, label=output.stem, schema_retries=args.schema_retries
+            )
         finishes = Counter(reply.finish for reply in replies)
-        if finishes["failed"]:
-            raise UserError(f"{finishes['failed']} of {len(rows)} requests failed; the same command tries these again")
-        answered = [
-            (row, reply.text.strip()) for row, reply in zip(rows, replies, strict=True) if reply.text is not None
-        ]
-        if not answered:
-            raise UserError(f"none of {len(rows)} instructions fits in the model's context")
+        pairs = zip(rows, replies, strict=True)
+        answered = [(row, reply.text and reply.text.strip()) for row, reply in pairs if reply.text or reply.may_heal]
+        if not any(text for _, text in answered):
+            refuse_failures(replies)
+            raise UserError(f"none of {len(rows)} instructions got a response ({dict(finishes)})")
         write_whole(output, json_list(output_row(row, text, args, data.stem) for row, text in answered))
+        refuse_failures(replies)
         held.finish({"finish": dict(finishes)})
-    too_long = [number for number, reply in enumerate(replies, args.skip) if reply.text is None]
-    left_out = f", rows {', '.join(map(str, too_long))} left out as too long" if too_long else ""
+    missing = [f"{number} ({reply.finish})" for number, reply in enumerate(replies, args.skip) if reply.text is None]
+    left_out = f", rows {', '.join(missing)} left out" if missing else ""
     print(f"{len(rows):,} instructions -> {len(answered):,} responses ({dict(finishes)}){left_out}: {output}")
 
 
@@ -130,6 +132,9 @@ def chat(args: Namespace) -> None:
     model = load_pretrained("AutoModelForCausalLM", args.model_name_or_path, **where).to(device).eval()
     sampled = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     turns, remembers = [], rendering.name not in ("alpaca", "raw")
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    ends |= {rendering.end_id} if rendering.end else set()
     torch.manual_seed(args.seed)
     while True:
         try:
@@ -149,6 +154,7 @@ def chat(args: Namespace) -> None:
             streamer=TextStreamer(tokenizer, skip_prompt=True),
             tokenizer=tokenizer,
             stop_strings=list(rendering.stop) or None,
+            eos_token_id=sorted(ends),
             pad_token_id=tokenizer.eos_token_id,
             **(sampled if args.temperature else {"do_sample": False, "temperature": None, "top_p": None}),
         )

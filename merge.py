@@ -11,12 +11,13 @@ loads what was written the merged model's log-probabilities, or nothing is left.
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
 from alignment.adapters import check_base, quantisation, with_adapter
 from alignment.command_line import ArgumentParser, UserError, run
-from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
+from alignment.pretrained import check_model, fit_embeddings, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import Run, claim
 
 # Root mean square of the logits' difference over that of the logits. Rounding merged weights to half precision costs
@@ -74,9 +75,11 @@ def relative_error(found, wanted) -> float:
     return error.item() if error.isfinite() else float("inf")
 
 
-def merge(base: str, adapter: Path, device: str, quantised: str | None):
-    """(merged plain model, logits of base + adapter)."""
+def merge(base: str, adapter: Path, tokenizer, device: str, quantised: str | None):
+    """(merged plain model, logits of base + adapter). The base gets room for a token that training added."""
     trained, plain = load_base(base, device, quantised)
+    for model in {id(each): each for each in (trained, plain)}.values():
+        fit_embeddings(model, tokenizer)
     trained = with_adapter(trained, adapter)
     wanted = probe_logits(trained)
     merged = trained if quantised is None else with_adapter(plain, adapter)
@@ -105,6 +108,9 @@ def save(models: list, tokenizer, args: Namespace) -> dict:
     def write(folder: Path) -> None:
         models[0].save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        ends = args.peft_model_path / "generation_config.json"  # what ends a reply, as it was trained
+        if ends.is_file():
+            shutil.copy(ends, folder)
 
     return save_checked(args.output_dir, write, check, models.clear)
 
@@ -120,7 +126,9 @@ def main(args: Namespace) -> None:
             return print(held.already())
         check_output(held)
         held.begin()
-        model, wanted = merge(base, adapter, args.device, quantised)
+        has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
+        model, wanted = merge(base, adapter, tokenizer, args.device, quantised)
         precision = str(model.dtype).removeprefix("torch.")
         tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE[precision]
         error = relative_error(probe_logits(model), wanted)
@@ -128,8 +136,7 @@ def main(args: Namespace) -> None:
             raise UserError(
                 f"merged logits are off base + adapter by {error:.2g}, more than {tolerance:.2g}; not saved"
             )
-        has_tokenizer = (adapter / "tokenizer_config.json").is_file()
-        models, tokenizer = [model], load_tokenizer(str(adapter) if has_tokenizer else base)
+        models = [model]
         del model
         verdict = save(models, tokenizer, args)
         held.finish({"relative_error": error, "precision": precision, "check": verdict})

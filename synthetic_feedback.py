@@ -25,7 +25,7 @@ from alignment import few_shot, records
 from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
-from alignment.generation import Request, Sampling, generate, record_seed
+from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.journal import Journal
 from alignment.pretrained import check_model
 from alignment.ranking import binarise
@@ -92,32 +92,35 @@ def generate_prompts(args: argparse.Namespace) -> None:
     with claim(output, args, script=__file__, inputs=[seed_file], **read_models(args)) as held:
         if held.is_done():
             return print(held.already())
+        refuse_other_model(held)
         held.begin()
         with Journal(output) as journal:
-            accepted, dropped = mine(seeds, engine, sampling, journal, args, n_shot)
+            accepted, dropped, failed = mine(seeds, engine, sampling, journal, args, n_shot)
         candidates = len(accepted) + sum(dropped.values())
         if not accepted:
+            refuse_failures(failed)
             raise UserError(f"none of {candidates} candidates was accepted ({describe(dropped)}); try another model")
         records.write_whole(output, [prompt + "\n" for prompt in accepted])
-        refuse_failed(dropped["failed"], candidates)
+        refuse_failures(failed)
         held.finish({"candidates": candidates, "dropped": dict(dropped), "accepted": len(accepted)})
     print(f"pg: {candidates:,} candidates -> {len(accepted):,} prompts ({describe(dropped)}): {output}")
 
 
-def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Counter]:
-    """Prompts accepted, at most --num_generation, and how many candidates were dropped for which reason.
+def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Counter, list[Reply]]:
+    """Prompts accepted, at most --num_generation; how many candidates were dropped for which reason; failed replies.
 
     Candidates are drawn in rounds, each from the pool as the round before left it, and judged in their order; so what
-    is accepted depends on the seed and the round sizes alone, however often the run is stopped.
+    is accepted depends on the seed and the round sizes alone, however often the run is stopped. A round of which
+    requests failed is the last: the next run tries these again and goes on.
     """
     from alignment.rouge import Pool
 
     parse = few_shot.parse_query_as_released if args.legacy else few_shot.parse_query
     rules = QUERY_RULES_AS_RELEASED if args.legacy else QUERY_RULES
     pool = Pool(seeds.queries, threshold=DUPLICATE)
-    accepted, dropped, drawn = [], Counter(), 0
+    accepted, dropped, failed, drawn = [], Counter(), [], 0
     recent = deque(maxlen=STALLED)  # 1 for each candidate accepted
-    while len(accepted) < args.num_generation:
+    while len(accepted) < args.num_generation and not failed:
         if len(recent) == STALLED and sum(recent) < STALLED_ACCEPTS:
             print(f"pg: stopped early: the last {STALLED:,} candidates brought only {sum(recent)} prompts")
             break
@@ -127,7 +130,9 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
         ]
         drawn += size
         label = f"pg {len(accepted)}/{args.num_generation}"
-        for reply in generate(engine, requests, sampling, journal=journal, label=label):
+        replies = generate(engine, requests, sampling, journal=journal, label=label, schema_retries=args.schema_retries)
+        failed = [reply for reply in replies if reply.may_heal]
+        for reply in replies:
             query = parse(reply.text or "")
             reason = reply.finish if reply.text is None else why_drop(query, rules)
             reason = reason or (None if records.one_line(query) == query else "no line holds it")
@@ -140,7 +145,7 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
                 pool.add(query)
             else:
                 dropped["not needed"] += 1
-    return accepted, dropped
+    return accepted, dropped, failed
 
 
 def round_size(missing: int, accepted: int, drawn: int, most: int) -> int:
@@ -176,22 +181,27 @@ def generate_responses(args: argparse.Namespace) -> None:
         held = []
         for path, demonstrations, n_shot in configurations:  # all of them before any work
             name = configuration_name(args.model_name_or_path, demonstrations.name, n_shot)
+            if any(run.output.stem == name for run in held):
+                raise UserError(f"two of the configurations are called {name}; rename one of the demonstration files")
             inputs = [prompts_file, path]
             output = args.output_dir / f"{name}.json"
             held.append(claims.enter_context(claim(output, args, script=__file__, inputs=inputs, **read_models(args))))
-        failed = [
-            respond(args, engine, queries, demonstrations, n_shot, run_of)
+            refuse_other_model(held[-1])
+        replies = [
+            reply
             for run_of, (_, demonstrations, n_shot) in zip(held, configurations, strict=True)
+            for reply in respond(args, engine, queries, demonstrations, n_shot, run_of)
         ]
-    refuse_failed(sum(failed), len(queries) * len(configurations))
+    refuse_failures(replies)
+    if replies and not any(reply.text for reply in replies):
+        raise UserError(f"no request got a reply ({describe(Counter(reply.finish for reply in replies))})")
 
 
-def respond(args, engine, queries: list[str], demonstrations, n_shot: int, held: Run) -> int:
-    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`. How many requests
-    failed, which the same command tries again."""
+def respond(args, engine, queries: list[str], demonstrations, n_shot: int, held: Run) -> list[Reply]:
+    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`. The replies."""
     if held.is_done():
         print(held.already())
-        return 0
+        return []
     held.begin()
     sampling = Sampling(
         max_tokens=args.max_new_tokens or (768 if "Faithful" in demonstrations.name else 384),
@@ -207,15 +217,17 @@ def respond(args, engine, queries: list[str], demonstrations, n_shot: int, held:
         for index, query in enumerate(queries)
     ]
     with Journal(held.output) as journal:
-        replies = generate(engine, requests, sampling, journal=journal, label=held.output.stem)
+        replies = generate(
+            engine, requests, sampling, journal=journal, label=held.output.stem, schema_retries=args.schema_retries
+        )
     texts = [None if reply.text is None else few_shot.parse_reply(reply.text) for reply in replies]
     came = len(texts) - texts.count(None)
     records.write_whole(held.output, records.json_list(texts))
     finishes = Counter(reply.finish for reply in replies)
-    if not finishes["failed"]:
+    if came and not any(reply.may_heal for reply in replies):
         held.finish({"prompts": len(queries), "finish": dict(finishes)})
     print(f"rg: {len(queries):,} prompts -> {came:,} replies ({describe(finishes)}): {held.output}")
-    return finishes["failed"]
+    return replies
 
 
 def configuration_name(model: str, demonstrations: str, n_shot: int) -> str:
@@ -373,10 +385,19 @@ def only_one(values: list | None, flag: str, what: str):
     return values[0]
 
 
-def refuse_failed(failed: int, requests: int) -> None:
-    """Raise UserError where requests failed. What came is written and journalled, without a card: it is not done."""
-    if failed:
-        raise UserError(f"{failed:,} of {requests:,} requests failed; the same command tries these again")
+def refuse_other_model(held: Run) -> None:
+    """Raise UserError where the output was made by another model: names of files do not tell all of a model."""
+    card = held.card()
+    if card:
+        ours, theirs = (
+            list(side.get("models", {}).values()) or side["arguments"].get("model_name_or_path")
+            for side in (held.made_of, card)
+        )
+        if ours != theirs:
+            other = card["arguments"].get("model_name_or_path")
+            raise UserError(
+                f"{held.output} was made by another model ({other}); give another --output_dir, or remove it"
+            )
 
 
 def read_models(args: argparse.Namespace) -> dict:

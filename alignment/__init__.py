@@ -2,6 +2,7 @@
 
 The contracts and the text half, which import neither torch nor vllm nor a model of transformers:
     command_line.py  argument types, one-line errors, who speaks under torchrun, progress, tables
+    secrecy.py       keys taken out of what is said and written
     run_cards.py     what an output was made of: may I write here, is it done, where does a training go on
     records.py       rows in all their forms and formats: read and checked at the door, written whole
     journal.py       finished requests on disk: crash, resume, exactly once
@@ -20,6 +21,9 @@ The contracts and the text half, which import neither torch nor vllm nor a model
 
 engines/, what runs models: `engine_from` and its flags in __init__.py;
     vllm.py  hf.py  openai.py  simulated.py
+    prompts.py       a request -> token ids, by the model's own tokenizer and chat template
+    answers.py       whatever a server sends -> a reply
+    schemas.py       values that follow a JSON schema, for the simulated writer
     decoding.py      the hf engine's batch, cache and sampler
     vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from alignment.secrecy import without_key
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -77,7 +79,7 @@ def say(*words: object) -> None:
 def refuse(line: str) -> NoReturn:
     """Exit with code 2 and this line. Of processes that torchrun started the first says it, the others wait for it."""
     if is_first():
-        print(line, file=sys.stderr)
+        print(without_key(line), file=sys.stderr)
     else:
         time.sleep(5)  # torchrun stops all once one has ended
     sys.exit(2)

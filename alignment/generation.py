@@ -1,10 +1,11 @@
-"""Prompts -> texts behind one function, whatever runs the model: the contract that alignment/engines/ carries out.
+"""Prompts -> replies behind one function, whatever runs the model: the contract that alignment/engines/ carries out.
 
     engine = engine_from(args)  # alignment/engines: --backend, --model_name_or_path, ...
     replies = generate(engine, requests, Sampling(max_tokens=384, stop=("Human:",)), journal=journal, label="rg")
 
 An engine has an `identity`, which with the request determines the reply, and `complete(requests, sampling)`, which
-yields (index, Reply) as requests finish, in any order. Nothing is loaded before the first request is made.
+yields (index, Reply) as requests finish, in any order: one for each request, whatever becomes of it. Nothing is loaded
+before the first request is made. A UserError ends the run: a wrong address, a key refused.
 
 One request is one sample with a seed of its own, derived from --seed and the record's index: order, batch and resume do
 not matter. Several samples of a prompt are several requests; both local engines compute what their prompts share once.
@@ -13,35 +14,70 @@ not matter. Several samples of a prompt are several requests; both local engines
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from alignment.command_line import Progress
+from alignment.command_line import Progress, UserError
 from alignment.journal import Journal, key
+
+Message = dict[str, str]
+FIRST_SETTINGS = ("max_tokens", "temperature", "top_p", "stop")  # part of a journal's key whatever they are
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Temperature 0 is greedy; generation ends before any of `stop`, which is not in the text."""
+    """How to sample. Temperature 0 is greedy; generation ends before any of `stop`, which is not in the text, and at
+    any of `stop_ids` beside the model's own end. `schema` is a JSON schema that the reply follows."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    schema: dict[str, Any] | None = None
+
+    @property
+    def determinants(self) -> dict[str, Any]:
+        """What of it determines a reply. What was added since the first journals counts where it is set."""
+        added = Sampling(0)
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name in FIRST_SETTINGS or value != getattr(added, name)
+        }
 
 
 class Request(NamedTuple):
-    prompt: str
+    """`prompt` is a text to continue; or messages, which the model's own chat template renders (a server does it
+    itself); or token ids, which nothing is added to."""
+
+    prompt: str | list[Message] | list[int]
     seed: int
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.prompt, list) and bool(self.prompt) and isinstance(self.prompt[0], dict)
 
 
 class Reply(NamedTuple):
-    """What came back. `finish` is "stop", "length" (cut at max_tokens or at the context's end), or, where text is
-    None, "too long" (the prompt leaves no room in the context) or "failed"."""
+    """What came back. A whole reply has a text and its `finish` is "stop" or "length" (cut at max_tokens or at the
+    context's end). Else `text` is None and `finish` the reason: "failed: ..." where another run may heal it (server,
+    time-out, filter), or what none can: "too long" (no room in the context), "refused: ...", "invalid: ...".
+
+    `ids` are the reply's tokens where the engine has them, without what ended it.
+    """
 
     text: str | None
     finish: str
+    ids: tuple[int, ...] | None = None
+
+    @property
+    def may_heal(self) -> bool:
+        return self.finish.startswith("failed")
 
 
 class Engine(Protocol):
@@ -56,12 +92,42 @@ def record_seed(seed: int, *index: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def request_key(engine: Engine, request: Request, sampling: Sampling) -> str:
+    """The journal's key of a request: a hash of everything that determines its reply."""
+    return key(engine=engine.identity, sampling=sampling.determinants, prompt=request.prompt, seed=request.seed)
+
+
 def generate(
-    engine: Engine, requests: Sequence[Request], sampling: Sampling, *, journal: Journal, label: str
+    engine: Engine,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    journal: Journal,
+    label: str,
+    schema_retries: int = 3,
 ) -> list[Reply]:
-    """One reply per request, in their order. What the journal holds is not generated again; what finishes is added."""
-    settings = asdict(sampling)
-    keys = [key(engine=engine.identity, sampling=settings, prompt=r.prompt, seed=r.seed) for r in requests]
+    """One reply per request, in their order. What the journal holds is not generated again; what finishes is added.
+
+    Under a schema, a reply that does not follow it is asked for again with other seeds, `schema_retries` times, and
+    then is "invalid". Whole replies of all tries are in the journal.
+    """
+    replies = asked(engine, requests, sampling, journal, label)
+    if sampling.schema is None:
+        return replies
+    for attempt in range(schema_retries + 1):
+        wrong = [i for i, reply in enumerate(replies) if reply.text is not None and not follows(reply.text, sampling)]
+        if not wrong or attempt == schema_retries:
+            break
+        again = [Request(requests[i].prompt, record_seed(requests[i].seed, "schema", attempt)) for i in wrong]
+        for i, reply in zip(wrong, asked(engine, again, sampling, journal, f"{label}, again"), strict=True):
+            replies[i] = reply
+    for i in wrong:
+        replies[i] = Reply(None, f"invalid: no reply under the schema in {schema_retries + 1} tries")
+    return replies
+
+
+def asked(engine: Engine, requests: Sequence[Request], sampling: Sampling, journal: Journal, label: str) -> list[Reply]:
+    keys = [request_key(engine, request, sampling) for request in requests]
     replies = [Reply(*found) if (found := journal.get(k)) else None for k in keys]
     pending = [i for i, reply in enumerate(replies) if reply is None]
     if pending:
@@ -73,3 +139,24 @@ def generate(
                     journal.add(keys[index], reply.text, reply.finish)
                 progress.update(failed=reply.text is None)
     return replies
+
+
+def follows(text: str, sampling: Sampling) -> bool:
+    """Whether a reply is JSON that follows the schema."""
+    from jsonschema import Draft202012Validator
+
+    try:
+        return Draft202012Validator(sampling.schema).is_valid(json.loads(text))
+    except (ValueError, RecursionError):
+        return False
+
+
+def refuse_failures(replies: Iterable[Reply]) -> None:
+    """Raise UserError where replies failed that another run may bring. Call it once what came is written, without a run
+    card, so that the same command tries these again."""
+    failed = Counter(
+        reply.finish.removeprefix("failed").lstrip(": ") or "no reply" for reply in replies if reply.may_heal
+    )
+    if failed:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common(3))
+        raise UserError(f"{failed.total():,} requests failed ({reasons}); the same command tries these again")

@@ -19,7 +19,7 @@ from alignment.command_line import UserError
 def key(**determinants: Any) -> str:
     """A hash of everything that determines a reply."""
     canonical = json.dumps(determinants, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 class Journal:
@@ -39,7 +39,7 @@ class Journal:
         self._file.truncate(end)
 
     def _read(self) -> tuple[dict[str, tuple[str, str]], int]:
-        """The replies so far, and where the whole lines end. A line that names a writer is of an earlier version."""
+        """The replies so far, and where the whole lines end."""
         replies, end = {}, 0
         self._file.seek(0)
         for line in self._file:
@@ -47,9 +47,11 @@ class Journal:
                 break
             try:
                 row = json.loads(line)
-                if "writer" not in row:
+                if isinstance(
+                    row.get("text"), str
+                ):  # not the lines of earlier versions that name a writer, or a number
                     replies[row["key"]] = (row["text"], row["finish"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, AttributeError):
                 raise UserError(f"journal {self.path} is damaged at byte {end}; mend or delete it") from None
             end += len(line)
         return replies, end

@@ -47,7 +47,7 @@ def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return getattr(transformers, kind).from_pretrained(name, **settings)
+        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name}: {first_line(error)}") from error
 
@@ -56,7 +56,7 @@ def load_tokenizer(name: str, cache_dir: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir)
+        return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"no tokenizer in {name}: {first_line(error)}") from error
 

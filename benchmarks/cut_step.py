@@ -122,13 +122,14 @@ def our_step(model, items: list, args: Namespace, pad_id: int, device: str) -> N
 
 def load(args: Namespace, device: str):
     """The model under the released LoRA, in training mode; ours speaks log-probabilities."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     from alignment.adapters import add_lora
+    from alignment.pretrained import load_pretrained, load_tokenizer
     from alignment.training.logps import speak_logps
 
     attention = {"attn_implementation": "eager" if args.way == "released" else "sdpa"}
-    tokenizer = AutoTokenizer.from_pretrained(args.base_model)
+    tokenizer = load_tokenizer(args.base_model)
     torch.manual_seed(0)
     if args.llama_7b_shapes:
         torch.set_default_dtype(torch.bfloat16)
@@ -137,7 +138,8 @@ def load(args: Namespace, device: str):
             model = AutoModelForCausalLM.from_config(config, **attention)
         torch.set_default_dtype(torch.float32)
     else:
-        model = AutoModelForCausalLM.from_pretrained(args.base_model, dtype=torch.float32, **attention).to(device)
+        settings = {"dtype": torch.float32, **attention}
+        model = load_pretrained("AutoModelForCausalLM", args.base_model, **settings).to(device)
     if args.way == "ours":
         speak_logps(model)
     released = {"r": 16, "alpha": 16, "dropout": args.lora_dropout, "targets": ["gate_proj", "down_proj", "up_proj"]}

@@ -86,15 +86,16 @@ def load_model(args: argparse.Namespace, kind: str):
     import torch
     import transformers
 
+    from alignment.pretrained import load_pretrained
+
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype)
-    auto = getattr(transformers, kind)
     extra = {"num_labels": 1} if "Sequence" in kind else {}
     if args.shape:
         config = transformers.LlamaConfig(**SHAPES[args.shape], pad_token_id=0, **extra)
         with torch.device(device):
-            model = auto.from_config(config, dtype=dtype)
+            model = getattr(transformers, kind).from_config(config, dtype=dtype)
     else:
-        model = auto.from_pretrained(args.model_name_or_path, dtype=dtype, **extra).to(device)
+        model = load_pretrained(kind, args.model_name_or_path, dtype=dtype, **extra).to(device)
     model.config.use_cache = False
     return model.train()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
-from alignment.generation import Request, Sampling, generate, record_seed
+from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.journal import Journal
 from alignment.judging import (
     FAULTY_SCORE,
@@ -53,21 +53,24 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def judge(rows: list[dict], args: Namespace) -> list[Verdict]:
-    """One verdict a row; a blank response is not asked about."""
+def judge(rows: list[dict], args: Namespace) -> tuple[list[Verdict], list[Reply]]:
+    """One verdict a row, and the judge's replies; a blank response is not asked about."""
     engine, rendering, form = engine_from(args), rendering_from(args, None), read_form(args.form)
     asked = [row for row in range(len(rows)) if rows[row]["output"].strip()]
     questions = [rendering.render({"instruction": format_judge_prompt(form, rows[row])}) for row in asked]
     requests = [
         Request(question, record_seed(args.seed, "judge", row)) for row, question in zip(asked, questions, strict=True)
     ]
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, (*rendering.stop, *JUDGE_STOP))
+    ends = (rendering.end_id,) if rendering.end else ()
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, (*rendering.stop, *JUDGE_STOP), ends)
     with Journal(args.output_file) as journal:
-        replies = generate(engine, requests, sampling, journal=journal, label=f"judge {args.form}")
+        replies = generate(
+            engine, requests, sampling, journal=journal, label=f"judge {args.form}", schema_retries=args.schema_retries
+        )
     verdicts = [Verdict(None, "blank response")] * len(rows)
     for row, reply in zip(asked, replies, strict=True):
         verdicts[row] = parse_judgment(args.form, reply.text, reply.finish, rows[row]["output"])
-    return verdicts
+    return verdicts, replies
 
 
 def judged_rows(rows: list[dict], verdicts: list[Verdict]) -> list[dict]:
@@ -87,17 +90,16 @@ def main(args: Namespace) -> None:
         if held.is_done():
             return print(held.already())
         held.begin()
-        verdicts = judge(rows, args)
+        verdicts, replies = judge(rows, args)
         counts = counts_by_reason(verdicts)
-        failed = counts.get("malformed: no reply: failed", 0)
-        if failed:
-            raise UserError(f"{failed} of {len(rows)} requests failed; the same command tries these again")
         found = judged_rows(rows, verdicts)
         if not found:
+            refuse_failures(replies)
             reasons = [f"{count} {reason}" for reason, count in counts.items() if reason.startswith("malformed")]
             where = f"the replies are in the journal beside {args.output_file}"
             raise UserError(f"no reply could be read ({', '.join(reasons)}); {where}")
         write_whole(args.output_file, json_list(found))
+        refuse_failures(replies)
         held.finish(counts)
     print(table([(f"{args.data_path} -> {args.output_file}", ""), *counts.items()]))
 

@@ -88,14 +88,16 @@ def test_cut_off_and_too_long_replies_are_not_judgments(tmp_path, judge):
     assert counts["malformed: cut off at --max_new_tokens"] == counts["malformed: no reply: too long"] == 1
 
 
-def test_failed_requests_write_nothing_and_keep_the_rest(tmp_path, judge):
-    judge[1]["Zero."] = Reply(None, "failed")
-    with pytest.raises(UserError, match="1 of 5 requests failed; the same command"):
+def test_failed_requests_are_tried_again_and_the_rest_is_kept(tmp_path, judge):
+    judge[1]["Zero."] = Reply(None, "failed: time-out")
+    with pytest.raises(UserError, match=r"1 requests failed \(1 time-out\); the same command tries these again"):
         annotate(tmp_path)
-    assert not (tmp_path / "out.json").exists()
+    assert [row["id"] for row in read_judgments(str(tmp_path / "out.json"))] == [1, 4]
+    assert not (tmp_path / "out.json.run.json").exists()
     judge[1]["Zero."] = "Satisfactory."
     annotate(tmp_path)
     assert len(judge[0]) == 5
+    assert [row["id"] for row in read_judgments(str(tmp_path / "out.json"))] == [0, 1, 4]
 
 
 def test_nothing_readable(tmp_path, judge):
@@ -122,4 +124,4 @@ def test_chat_template_of_a_local_judge(tmp_path, model_folder):
     )
     rendering = rendering_from(args, None)
     assert rendering.render({"instruction": "Judge."}) == "<|im_start|>user\nJudge.<|im_end|>\n<|im_start|>assistant\n"
-    assert rendering.stop == ("<|im_end|>",)
+    assert rendering.end == "<|im_end|>" and rendering.stop == ()  # an id ends it, since special tokens are no text

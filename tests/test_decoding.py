@@ -1,12 +1,14 @@
-"""The hf engine against transformers' own generate, and its seeds against batch and order."""
+"""The decoder, by itself and under the hf engine, against transformers' own generate; its seeds against batch and
+order; a model in training against what it was before."""
 
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 
-from alignment.engines import decoding
-from alignment.engines.decoding import attend_with_prefix, sample
+from alignment.engines import sampling as drawing
+from alignment.engines.decoding import Decoder, Row, attend_with_prefix
 from alignment.engines.hf import HfEngine
+from alignment.engines.sampling import penalised, sample
 from alignment.generation import Request, Sampling
 
 HEADER = "A header that all prompts begin with, long enough to be worth a pass of its own."
@@ -37,10 +39,8 @@ def texts(engine, prompts, sampling, seeds=None):
 
 def plain_greedy(engine, prompt, max_tokens):
     """What transformers' generate gives for this prompt alone."""
-    engine._model.set_attn_implementation("sdpa")
     ids = engine.tokenizer(prompt, return_tensors="pt")["input_ids"]
     output = engine._model.generate(ids, max_new_tokens=max_tokens, do_sample=False)[0, ids.shape[1] :]
-    engine._model.set_attn_implementation("shared_prefix")
     return engine.tokenizer.decode(output, skip_special_tokens=True)
 
 
@@ -55,8 +55,8 @@ def test_greedy_equals_generate_with_and_without_a_shared_prefix(folder, max_row
 def test_the_header_is_run_once(engine):
     widths = []
     engine._load()
-    forward = engine._forward
-    engine._forward = lambda ids, *rest: (widths.append(tuple(ids.shape)), forward(ids, *rest))[1]
+    forward = engine._decoder._forward
+    engine._decoder._forward = lambda ids, *rest: (widths.append(tuple(ids.shape)), forward(ids, *rest))[1]
     texts(engine, PROMPTS, Sampling(max_tokens=3))
     shared = len(engine.tokenizer(HEADER)["input_ids"])
     assert widths[0][0] == 1 and widths[0][1] >= shared
@@ -111,9 +111,108 @@ def test_a_model_with_sliding_windows_runs_without_sharing(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     engine = HfEngine(str(tmp_path), 1, None, 64)
     replies = texts(engine, PROMPTS, Sampling(max_tokens=8, temperature=0))
-    assert not engine._can_share
+    assert not engine._decoder._can_share
     alone = [texts(engine, [prompt], Sampling(max_tokens=8, temperature=0))[0] for prompt in PROMPTS]
     assert replies == alone
+
+
+def test_a_penalty_comes_before_the_temperature():
+    """Logits 2 -1 of seen tokens, penalty 4: .5 -4; at T = .5 e^1 : e^-8 : e^0 of the third = .731 .0001 .269."""
+    logits, seen = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[True, True, False]])
+    assert penalised(logits, seen, 4.0).tolist() == [[0.5, -4.0, 0.0]]
+    uniforms = torch.rand(10_000, generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = sample(penalised(logits, seen, 4.0).expand(10_000, 3), uniforms, Sampling(1, temperature=0.5))
+    frequencies = drawn.bincount(minlength=3) / 10_000
+    torch.testing.assert_close(frequencies, torch.tensor([0.731, 0.0001, 0.269]), atol=0.02, rtol=0)
+
+
+# A model in hand
+
+
+def make_policy():
+    """A toy in training, with dropout in one layer that is trained and in one that its owner froze in eval mode."""
+    model = make_llama(len(make_tokenizer()), attention_dropout=0.5)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    model.gradient_checkpointing_enable()
+    model.train()
+    model.model.layers[0].eval()
+    return model
+
+
+def decoded(decoder, prompts, sampling, seeds=None):
+    return sorted(decoder.decode(prompts, seeds or range(len(prompts)), sampling))
+
+
+@pytest.mark.parametrize("count", [12, 1])
+def test_a_model_in_training_is_left_as_it_was_found(count):
+    model, tokenizer = make_policy(), make_tokenizer()
+    model.set_attn_implementation("eager")
+    model.config.use_cache = False
+    modes = {name: module.training for name, module in model.named_modules()}
+    prompts, sampling = tokenizer(PROMPTS[:count])["input_ids"], Sampling(max_tokens=12)
+    decoder = Decoder(model, {2}, 64)
+    found = decoded(decoder, prompts, sampling)
+    interrupted = decoder.decode(prompts, range(count), sampling)
+    next(interrupted)
+    interrupted.close()
+    assert {name: module.training for name, module in model.named_modules()} == modes and len(set(modes.values())) == 2
+    assert model.config._attn_implementation == "eager" and model.config.use_cache is False
+    assert decoded(Decoder(model.eval(), {2}, 64), prompts, sampling) == found  # without dropout
+    model.train()
+    model(input_ids=torch.tensor(prompts[:1]), labels=torch.tensor(prompts[:1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5, 0.7])
+def test_ids_of_a_model_in_hand_are_those_of_generate(penalty):
+    """Five places, and ends at many lengths, so that rows leave and join. A repetition penalty is of the tokens of the
+    prompt, its shared part too, and of the reply; one below 1 rewards."""
+    texts = [prompt + letter for prompt, letter in zip(PROMPTS, "qwertyuiopas", strict=True)]
+    model, prompts = make_policy(), make_tokenizer()(texts)["input_ids"]
+    sampling = Sampling(max_tokens=24, temperature=0, repetition_penalty=penalty)
+    free = decoded(Decoder(model, {2}, 5), prompts, sampling)
+    ends = {2, *(ids[place] for (_, ids, _), place in zip(free, (4, 12, 20), strict=False))}
+    found = decoded(Decoder(model, ends, 5), prompts, sampling)
+    assert len({len(ids) for _, ids, _ in found}) > 3
+    model.eval()
+    settings = {"max_new_tokens": 24, "do_sample": False, "repetition_penalty": penalty, "eos_token_id": list(ends)}
+    for (_, ids, finish), prompt in zip(found, prompts, strict=True):
+        output = model.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
+        ended = output[-1] in ends
+        assert (ids, finish) == (output[:-1] if ended else output, "stop" if ended else "length")
+
+
+def test_gradients_are_on_while_a_caller_has_a_reply_in_hand():
+    model, prompts = make_policy(), make_tokenizer()(PROMPTS)["input_ids"]
+    for _ in Decoder(model, {2}, 2).decode(prompts, range(12), Sampling(max_tokens=4)):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_two_models_may_be_decoded_by_turns():
+    """Each has a prefix of its own, and neither's keys are the other's."""
+    prompts, sampling = make_tokenizer()(PROMPTS)["input_ids"], Sampling(max_tokens=12)
+    other = make_policy()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.k_proj.weight.mul_(-3)
+        other.lm_head.weight.copy_(other.lm_head.weight.flip(0))
+    decoders = [Decoder(model, {2}, 3) for model in (make_policy(), other)]
+    alone = [decoded(decoder, prompts, sampling) for decoder in decoders]
+    turns = zip(*(decoder.decode(prompts, range(12), sampling) for decoder in decoders), strict=True)
+    assert [sorted(found) for found in zip(*turns, strict=True)] == alone and alone[0] != alone[1]
+
+
+def test_a_stop_string_of_many_bytes_ends_a_row_at_once():
+    """It is as many tokens as bytes here. The row is done when they are there, not at its limit."""
+    tokenizer = make_tokenizer()
+    decoder = Decoder(make_policy(), {2}, 1)
+    ids = tokenizer("a→←b")["input_ids"]
+    rows = [Row(0, [], 99, None, reply=ids[:length]) for length in range(1, len(ids) + 1)]
+    found = [bool(decoder._finish([row], Sampling(99, stop=("→←",)), tokenizer)) for row in rows]
+    assert found == [False] * 6 + [True, True]
+
+
+# The parts
 
 
 @pytest.mark.parametrize("T", [1, 5])
@@ -148,7 +247,7 @@ def test_sampling_by_inversion(monkeypatch):
     assert [draw(u, top_p=0.6) for u in (0.62, 0.63, 1 - 1e-12)] == [0, 1, 1]
     assert [draw(u, top_p=0.4) for u in (0.0, 1 - 1e-12)] == [0, 0]
     assert draw(1 - 1e-12, temperature=0) == 0
-    monkeypatch.setattr(decoding, "TOP_K_FIRST", 1)  # the nucleus is larger than the first look
+    monkeypatch.setattr(drawing, "TOP_K_FIRST", 1)  # the nucleus is larger than the first look
     assert [draw(u, top_p=0.6) for u in (0.62, 0.63)] == [0, 1]
 
 

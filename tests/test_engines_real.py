@@ -1,6 +1,7 @@
-"""The real engines on the embedded model: vLLM in the script's process, and `vllm serve` behind the openai engine.
+"""The real engines on the embedded model: vLLM in a script's process, and `vllm serve` behind the openai engine.
 
-vLLM takes half a minute to start, so each is started once. The model is the one that scripts/setup.sh makes.
+vLLM takes half a minute to start, so each is started once, and everything that needs it asks the same one. The model is
+the one that scripts/setup.sh makes.
 """
 
 import json
@@ -13,8 +14,13 @@ import time
 import urllib.request
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from alignment.command_line import REPOSITORY
+from alignment.engines.openai import OpenAIEngine
+from alignment.engines.prompts import prompt_ids
+from alignment.generation import Reply, Request, Sampling
+from alignment.pretrained import load_tokenizer
 
 pytestmark = pytest.mark.slow
 MODEL = REPOSITORY / "saved_models" / "SmolLM2-135M-Instruct"
@@ -23,42 +29,161 @@ HHH = REPOSITORY / "assets" / "HHH_prompt.txt"
 PROMPTS = ["What is the capital of France?", "How do I boil an egg?", "Why is the sky blue?", "word " * 9_000]
 ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
 
+CLOSING = "<|im_end|>"  # what the chat template writes after a reply
+TEXT = "The capital of France is"
+MESSAGES = [
+    {"role": "system", "content": "You answer in one short sentence."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "score": {"type": "integer", "minimum": 1, "maximum": 5},
+    },
+    "required": ["city", "score"],
+    "additionalProperties": False,
+}
+ASKED = [[{"role": "user", "content": f"Rate a city as JSON with city and score. {i}"}] for i in range(6)]
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "prompts.txt").write_text("".join(prompt + "\n" for prompt in PROMPTS))
-    return tmp_path
+VLLM = """
+import json, sys
+from alignment.engines.vllm import VllmEngine
+from alignment.generation import Request, Sampling
+import synthetic_feedback
+
+if __name__ == "__main__":
+    rg, asked, replies = json.loads(sys.argv[1]), *sys.argv[2:]
+    start, started = VllmEngine._load, []
+    VllmEngine._load = lambda self: (started.append(self), start(self))[1]
+    synthetic_feedback.main(synthetic_feedback.parse_args(rg))
+    [engine] = started  # the one that rg used, and only one
+    found = {}
+    for name, (prompts, sampling) in json.load(open(asked)).items():
+        requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+        found[name] = [reply for _, reply in sorted(engine.complete(requests, Sampling(**sampling)))]
+    json.dump(found, open(replies, "w"))
+"""
 
 
-def rg(folder, *more):
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--mode",
-        "rg",
-        "--prompt_file_path",
-        str(HHH),
-        "--n_shot",
-        "1",
-        "3",
-        "--max_new_tokens",
-        "48",
-        "--output_dir",
-        str(folder),
-        *more,
-    ]
-    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*shot.json"))]
+def rg_words(folder, *more):
+    words = ["--mode", "rg", "--prompt_file_path", HHH, "--n_shot", 1, 3, "--max_new_tokens", 48]
+    return [str(word) for word in (*words, "--output_dir", folder, *more)]
 
 
-def test_vllm_writes_two_configurations_with_one_start(folder):
-    files = rg(folder, "--model_name_or_path", str(MODEL))
+def rg_files(folder):
+    (folder / "prompts.txt").write_text("".join(prompt + "\n" for prompt in PROMPTS))
+    return lambda: [json.loads(path.read_text()) for path in sorted(folder.glob("*shot.json"))]
+
+
+def check_rg(files):
     assert len(files) == 2 and files[0] != files[1]
     for replies in files:
         assert len(replies) == len(PROMPTS) and all(replies[:3]) and replies[3] is None  # longer than the context
-        replies.pop()
-        assert not any(stop in reply for reply in replies for stop in ("Human:", "Assistant:", "-----"))
+        assert not any(stop in reply for reply in replies[:3] for stop in ("Human:", "Assistant:", "-----"))
+
+
+# vLLM in a script's process
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The embedded model with an EOS that is not what its chat template closes a turn with, as in many a base model,
+    and with a second EOS in a list."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    folder.mkdir()
+    for path in MODEL.iterdir():
+        (folder / path.name).symlink_to(path)
+    zebra = load_tokenizer(str(MODEL))(" zebra")["input_ids"]
+    assert len(zebra) == 1
+    for name, changes in {
+        "tokenizer_config.json": {"eos_token": "<|endoftext|>"},
+        "config.json": {"eos_token_id": 0},
+        "generation_config.json": {"eos_token_id": [0, *zebra]},
+    }.items():
+        settings = json.loads((folder / name).read_text()) | changes
+        (folder / name).unlink()
+        (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return load_tokenizer(str(base))
+
+
+@pytest.fixture(scope="module")
+def vllm(base, tokenizer, tmp_path_factory):
+    """{"rg": the two files of an rg run, name: replies to what was asked under that name}, from one start of vLLM."""
+    folder = tmp_path_factory.mktemp("vllm")
+    read = rg_files(folder)
+    text_ids = tokenizer(TEXT)["input_ids"]
+    [chat_ids], ends = prompt_ids(tokenizer, [Request(MESSAGES, 0)])
+    greedy = {"max_tokens": 40, "temperature": 0.0}
+    zebras = "A horse and a zebra. A horse and a zebra. A horse and a zebra. A horse and a"
+    asked = {
+        "text": ([TEXT, text_ids, zebras, []], greedy),
+        "text to a string": ([TEXT], greedy | {"stop": ["ris"]}),
+        "text, penalty": ([TEXT, zebras], greedy | {"repetition_penalty": 1.8}),
+        "messages": ([MESSAGES, chat_ids], greedy),
+        "ids to an id": ([chat_ids], greedy | {"stop_ids": list(ends)}),
+        "schema": (ASKED, {"max_tokens": 60, "top_p": 0.95, "schema": SCHEMA}),
+        "schema, greedy": (ASKED[:1], greedy | {"schema": SCHEMA, "repetition_penalty": 1.1}),
+    }
+    (folder / "ask.py").write_text(VLLM)
+    (folder / "asked.json").write_text(json.dumps(asked))
+    words = [json.dumps(rg_words(folder, "--model_name_or_path", base)), folder / "asked.json", folder / "replies.json"]
+    command = [sys.executable, folder / "ask.py", *words]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    replies = json.loads((folder / "replies.json").read_text())
+    return {"rg": read()} | {name: [Reply(*each) for each in found] for name, found in replies.items()}
+
+
+def test_vllm_writes_two_configurations_with_one_start(vllm):
+    check_rg(vllm["rg"])
+
+
+def test_vllm_continues_text_and_ids_alike(vllm, tokenizer):
+    text, ids, ended, empty = vllm["text"]
+    assert text == ids and "Paris" in text.text and text.finish == "length"
+    assert len(text.ids) == 40 and tokenizer.decode(text.ids, skip_special_tokens=True) == text.text
+    assert (ended.text, ended.finish, ended.ids) == ("", "stop", [])  # at the second EOS of generation_config.json
+    assert empty.text is None and empty.finish.startswith("refused")
+
+
+def test_vllm_ends_before_a_stop_string(vllm, tokenizer):
+    free, [cut] = vllm["text"][0], vllm["text to a string"]
+    assert cut.text == free.text[: free.text.index("ris")] and cut.finish == "stop"
+    assert cut.ids == free.ids[: len(cut.ids)] and cut.text.startswith(tokenizer.decode(cut.ids))
+
+
+def test_vllm_penalises_repetition(vllm):
+    """Of the reply's tokens, and of the prompt's, which without it makes the next one a zebra."""
+    free, penalised, not_zebra = vllm["text"][0], *vllm["text, penalty"]
+    assert len(set(free.ids)) < 30 < 36 < len(set(penalised.ids))
+    assert not_zebra.ids
+
+
+def test_vllm_ends_a_chat_where_its_template_closes_a_turn(vllm, tokenizer):
+    """EOS is another token. Ids are ids: without being told, their reply goes on."""
+    told, untold = vllm["messages"]
+    assert "Paris" in told.text and told.finish == "stop" and tokenizer.decode(told.ids) == told.text
+    assert vllm["ids to an id"] == [told]
+    assert untold.finish == "length" and tokenizer.convert_tokens_to_ids(CLOSING) in untold.ids
+    assert untold.ids[: len(told.ids)] == told.ids
+
+
+def test_vllm_decodes_under_a_schema(vllm):
+    """Beside our own sampler, and greedily with a penalty: what the grammar masks has no probability."""
+    follows = Draft202012Validator(SCHEMA).is_valid
+    assert all(reply.finish == "stop" and follows(json.loads(reply.text)) for reply in vllm["schema"])
+    assert len({reply.text for reply in vllm["schema"]}) > 2
+    assert all(follows(json.loads(reply.text)) for reply in vllm["schema, greedy"])
+
+
+# vLLM as a server
 
 
 def free_port():
@@ -73,7 +198,10 @@ def vllm_version():
     return versions().get("vllm") or versions()["vllm-cpu"] + "+cpu"  # which it knows its platform by
 
 
-def test_openai_engine_through_vllm_serve(folder):
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a `vllm serve`."""
+    folder = tmp_path_factory.mktemp("serve")
     port = free_port()
     serve = [
         shutil.which("vllm", path=os.path.dirname(sys.executable)),
@@ -109,13 +237,48 @@ def test_openai_engine_through_vllm_serve(folder):
             except OSError:
                 assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
                 time.sleep(1)
-        words = ["--backend", "openai", "--model_name_or_path", "smollm2", "--api_base", f"http://127.0.0.1:{port}/v1"]
-        ENVIRONMENT["OPENAI_API_KEY"] = "sesame"
-        files = rg(folder, *words)
-        assert len(files) == 2 and all(all(replies[:3]) and replies[3] is None for replies in files)
-        ENVIRONMENT["OPENAI_API_KEY"] = "wrong"
-        with pytest.raises(AssertionError, match="refuses the key; set OPENAI_API_KEY"):
-            rg(folder, *words, "--seed", "7")
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
         server.wait(30)
+
+
+def rg(folder, server, key, *more):
+    read = rg_files(folder)
+    words = rg_words(folder, "--backend", "openai", "--model_name_or_path", "smollm2", "--api_base", server, *more)
+    environment = {**ENVIRONMENT, "OPENAI_API_KEY": key}
+    return subprocess.run([sys.executable, SCRIPT, *words], env=environment, capture_output=True, text=True), read
+
+
+def test_rg_through_a_server(server, tmp_path):
+    done, read = rg(tmp_path, server, "sesame")
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_rg(read())
+    refused, _ = rg(tmp_path, server, "wrong", "--seed", "7")
+    assert refused.returncode == 2 and "refuses the key; set OPENAI_API_KEY" in refused.stderr
+
+
+def test_a_server_takes_text_messages_ids_and_a_schema(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    engine = OpenAIEngine("smollm2", server, 8, 120)
+    tokenizer = load_tokenizer(str(MODEL))
+    greedy = Sampling(max_tokens=40, temperature=0)
+
+    def ask(prompts, sampling):
+        requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+        return [reply for _, reply in sorted(engine.complete(requests, sampling))]
+
+    text, ids = ask([TEXT, tokenizer(TEXT)["input_ids"]], greedy)
+    assert text.text == ids.text and "Paris" in text.text
+    [chat_ids], ends = prompt_ids(tokenizer, [Request(MESSAGES, 0)])
+    [messages] = ask([MESSAGES], greedy)
+    [same] = ask([chat_ids], greedy)
+    assert (
+        "Paris" in messages.text
+        and (same.text, same.finish) == (messages.text, messages.finish)
+        and same.finish == "stop"
+    )
+    follows = Draft202012Validator(SCHEMA).is_valid
+    rated = ask(ASKED, Sampling(max_tokens=60, top_p=0.95, schema=SCHEMA))
+    assert all(reply.finish == "stop" and follows(json.loads(reply.text)) for reply in rated)
+    assert len({reply.text for reply in rated}) > 2

@@ -95,10 +95,25 @@ def test_interrupted_run_goes_on(tmp_path, data, monkeypatch):
     assert asked == [2, 1]
 
 
-def test_failed_requests_write_nothing(tmp_path, data):
-    with pytest.raises(UserError, match="2 of 2 requests failed; the same command"):
+def test_failed_requests_are_null_and_tried_again(tmp_path, data):
+    with pytest.raises(UserError, match="2 requests failed .*; the same command"):
         simulated(data, tmp_path / "out.json", model="writer?faults=1")
     assert not (tmp_path / "out.json").exists()
+    data.write_text(json.dumps([{"instruction": f"Say {number}."} for number in range(9)]))
+    with pytest.raises(UserError, match="requests failed .*; the same command"):
+        simulated(data, tmp_path / "out.json", model="writer?faults=0.4")
+    outputs = [row["output"] for row in json.loads((tmp_path / "out.json").read_text())]
+    assert len(outputs) == 9 and None in outputs and not (tmp_path / "out.json.run.json").exists()
+    again = [row["output"] for row in simulated(data, tmp_path / "out.json", model="writer?faults=0.4")]
+    assert None not in again and all(b in (a, None) for a, b in zip(again, outputs, strict=True))
+
+
+def test_skip_leaves_out_the_first_rows(tmp_path, data):
+    """The second row by itself: its own id, and the reply that it has among all."""
+    whole = simulated(data, tmp_path / "whole.json")
+    assert simulated(data, tmp_path / "second.json", "--skip", 1, "--limit", 1) == whole[1:]
+    with pytest.raises(UserError, match="--skip 2 leaves no row"):
+        simulated(data, tmp_path / "none.json", "--skip", 2)
 
 
 def test_changed_flags_write_anew(tmp_path, data):
@@ -111,7 +126,7 @@ def test_prompt_too_long_for_the_context_is_left_out(tmp_path, model_folder, dat
     data.write_text(json.dumps([*ROWS, {"instruction": "Say " + "three " * 200}]))
     respond("--base_model_name_or_path", model_folder, "--use_hf", "--data_path", data, "--max_new_tokens", 4)
     assert len(json.loads((model_folder / "alpaca_eval.json").read_text())) == 2
-    assert "rows 2 left out as too long" in capsys.readouterr().out
+    assert "rows 2 (too long) left out" in capsys.readouterr().out
 
 
 def test_interactive_streams_and_ends(model_folder, monkeypatch, capsys):

@@ -39,13 +39,17 @@ def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_is_changed(tmp_pat
     assert path.read_bytes() == before
 
 
-def test_lines_that_name_a_writer_are_of_an_earlier_version(tmp_path):
+def test_lines_of_earlier_versions(tmp_path):
+    """Those that name a writer are passed over, and so is a reply that is no text."""
     path = tmp_path / "out.json.journal.jsonl"
-    path.write_text('{"writer": "process 1 on host"}\n{"key": "k", "text": "t", "finish": "stop"}\n')
+    lines = [{"writer": "process 1 on host"}, {"key": "n", "text": 5, "finish": "stop"}]
+    lines += [{"key": "k", "text": "t", "finish": "stop"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Journal(tmp_path / "out.json") as journal:
-        assert journal.get("k") == ("t", "stop")
+        assert journal.get("k") == ("t", "stop") and journal.get("n") is None
 
 
 def test_a_key_depends_on_every_determinant_and_not_on_their_order():
     assert key(a=1, b="x") == key(b="x", a=1)
+    assert key(a="\ud83d") != key(a="\ufffd")  # text that no file can hold has a key of its own
     assert len({key(a=1, b="x"), key(a=2, b="x"), key(a=1, b="y"), key(a=1)}) == 4

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import merge
 from alignment.adapters import check_base, write_base_card
 from alignment.command_line import UserError
-from alignment.pretrained import contents
+from alignment.pretrained import contents, fit_embeddings
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -127,6 +127,22 @@ def test_files_that_are_not_whole(tmp_path, model_folder, adapter):
             run_merge(model_folder, adapter, tmp_path / "merged")
         path.write_bytes(whole)
         assert not (tmp_path / "merged").exists()
+
+
+def test_a_padding_token_that_training_added_has_its_row(tmp_path, model_folder):
+    """The adapter's tokenizer has one token more than the base: the merged model has an embedding for it."""
+    tokenizer, model = AutoTokenizer.from_pretrained(model_folder), AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer.add_special_tokens({"pad_token": "<filler>"})
+    fit_embeddings(model, tokenizer)
+    adapter = tmp_path / "adapter"
+    config = LoraConfig(r=4, target_modules=["up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    write_base_card(adapter, str(model_folder), None)
+    run_merge(model_folder, adapter, tmp_path / "merged")
+    merged, saved = (kind.from_pretrained(tmp_path / "merged") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    batch = saved(["a", "ab"], return_tensors="pt", padding=True)
+    assert merged(**batch).logits.shape[-1] == len(saved) == merged.config.pad_token_id + 1
 
 
 def test_no_adapter(tmp_path, model_folder):

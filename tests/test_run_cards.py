@@ -73,6 +73,14 @@ def test_a_card_says_what_made_an_output(place):
     assert sorted(path.name for path in place.iterdir()) == ["in.txt", "model", "out.txt", "out.txt.run.json"]
 
 
+def test_no_key_is_in_a_card(place, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame-1234")
+    make(arguments(api_base="http://me:hidden77@host/v1?key=query99", notes=["sesame-1234", "plain"]))
+    card = Path("out.txt.run.json").read_text()
+    assert not any(secret in card for secret in ("sesame-1234", "hidden77", "query99"))
+    assert json.loads(card)["arguments"]["notes"][1] == "plain"
+
+
 def test_the_same_run_is_done_whatever_its_files_are_called(place):
     assert not make()
     assert make()

@@ -128,14 +128,44 @@ def test_rg_samples_as_the_paper_does(prompts_folder, monkeypatch):
     assert (seen[2].max_tokens, seen[2].temperature, seen[2].top_p) == (9, 0, 0.5)
 
 
-def test_rg_writes_null_where_no_reply_came(prompts_folder):
+def test_rg_writes_null_where_no_reply_came_and_the_next_run_tries_again(prompts_folder):
     faulty = ["--backend", "simulated", "--model_name_or_path", "w?faults=0.5"]
-    for _ in range(2):  # these faults are the writer's own, and come again
-        with pytest.raises(UserError, match="of 6 requests failed; the same command tries these again"):
-            rg(prompts_folder, "--prompt_file_path", HHH, "--n_shot", 1, engine=faulty)
-        replies = json.loads((prompts_folder / "w-HHH-1shot.json").read_text())
-        assert len(replies) == 6 and 0 < replies.count(None) < 6
-        assert not (prompts_folder / "w-HHH-1shot.json.run.json").exists()
+    words = ["--prompt_file_path", HHH, "--n_shot", 1]
+    with pytest.raises(UserError, match=r"requests failed \(\d simulated fault\); the same command tries these again"):
+        rg(prompts_folder, *words, engine=faulty)
+    output = prompts_folder / "w-HHH-1shot.json"
+    replies = json.loads(output.read_text())
+    assert len(replies) == 6 and 0 < replies.count(None) < 6
+    assert not (prompts_folder / "w-HHH-1shot.json.run.json").exists()
+    rg(prompts_folder, *words, engine=faulty)
+    healed = json.loads(output.read_text())
+    assert [a for a, b in zip(healed, replies, strict=True) if b is not None] == [b for b in replies if b is not None]
+    assert None not in healed and (prompts_folder / "w-HHH-1shot.json.run.json").exists()
+
+
+def test_nothing_but_failures_ends_at_once(prompts_folder, tmp_path):
+    """A dead writer: pg asks one round and no more; neither mode ends well, nor leaves a card."""
+    dead = ["--backend", "simulated", "--model_name_or_path", "w?faults=1"]
+    with pytest.raises(UserError, match="6 requests failed"):
+        rg(prompts_folder, "--prompt_file_path", HHH, "--n_shot", 1, engine=dead)
+    command = ["--mode", "pg", "--prompt_file_path", SEEDS, "--output_dir", tmp_path / "new", *dead]
+    with pytest.raises(UserError, match="200 requests failed|requests failed"):
+        synthetic_feedback.main(synthetic_feedback.parse_args(list(map(str, command))))
+    assert not (tmp_path / "new").exists() or not list((tmp_path / "new").iterdir())
+
+
+def test_two_models_do_not_write_the_same_file(prompts_folder, tmp_path):
+    words = ["--prompt_file_path", HHH, "--n_shot", 1]
+    one, other = (["--backend", "simulated", "--model_name_or_path", f"w?quality={q}"] for q in (0.9, 0.1))
+    rg(prompts_folder, *words, engine=one)
+    before = (prompts_folder / "w-HHH-1shot.json").read_bytes()
+    with pytest.raises(UserError, match=r"w-HHH-1shot.json was made by another model \(w.quality=0.9\)"):
+        rg(prompts_folder, *words, engine=other)
+    assert (prompts_folder / "w-HHH-1shot.json").read_bytes() == before
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "HHH_prompt.txt").write_text("Header.\n\n-----\n\nHuman: Hi?\n\nAssistant: Yes.\n")
+    with pytest.raises(UserError, match="two of the configurations are called w-HHH-1shot"):
+        rg(prompts_folder, "--prompt_file_path", HHH, tmp_path / "b" / "HHH_prompt.txt", "--n_shot", 1, engine=one)
 
 
 def test_rg_runs_a_released_prompt_file_with_one_space_turns(prompts_folder, tmp_path):
@@ -305,8 +335,8 @@ def test_killed_at_twenty_random_points_it_ends_the_same_and_makes_nothing_twice
         "pg": ["--prompt_file_path", SEEDS, "--num_generation", "150"],
         "rg": ["--prompt_file_path", HHH, FAITHFUL, "--n_shot", "1", "3"],
     }[mode]
-    # 8 ms a request: the whole takes several times as long as a process lives
-    engine = ["--backend", "simulated", "--model_name_or_path", "w?latency=0.008&refusals=0.1"]
+    # 6 ms a request: the whole takes several times as long as a process lives
+    engine = ["--backend", "simulated", "--model_name_or_path", "w?latency=0.006&refusals=0.1"]
     outputs = {}
     for name, kills in (("whole", 0), ("killed", 20)):
         folder = tmp_path / name

@@ -305,7 +305,7 @@ def test_servers_need_no_tokenizer(name, tokenizer, model_folder):
 def test_default_templates(tokenizer, model_folder):
     """chat where there is one, else the row's text; an engine adds BOS itself and stops at the chat's end token."""
     assert rendering_from(engine("openai"), None).render(ROW) == "Why?"
-    assert rendering_from(engine("hf", model_folder), None).stop == ("<|im_end|>",)
+    assert rendering_from(engine("hf", model_folder), None).end == "<|im_end|>"
     (model_folder / "chat_template.jinja").unlink()
     assert rendering_from(engine("hf", model_folder), None).name == "raw"
     with_bos = make_tokenizer(bos=True)

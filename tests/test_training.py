@@ -411,6 +411,15 @@ def test_a_saved_tokenizer_gives_the_training_ids(quick, data, model_folder, obj
     assert prompt == sample.ids[: sample.prompt_length]
 
 
+@pytest.mark.parametrize("extra", [{}, {"lora_r": 2}])
+def test_what_ends_a_reply_is_in_generation_config(quick, data, model_folder, extra):
+    """A chat template that ends a turn with another token than EOS: generation by the saved folder ends there."""
+    folder = go(data, model_folder, "sft", template="chat", max_steps=1, **extra)
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [2, 5]  # </s> and <|im_end|>
+    assert not (go(data, model_folder, "reward", name="rm", max_steps=1) / "generation_config.json").exists()
+
+
 def test_a_column_of_choice_is_learned(quick, data, model_folder):
     """The chosen answers of pairs: the losses of the same rows under their usual names."""
     usual = history(go(data, model_folder, "sft"))

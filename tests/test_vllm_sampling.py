@@ -1,9 +1,12 @@
 """Sampling for vLLM's CPU build: the nucleus is vLLM's own, and a row's tokens are its own wherever it stands."""
 
+from itertools import cycle
+
 import pytest
 import torch
+from conftest import make_tokenizer
 
-from alignment.engines.decoding import least_inside
+from alignment.engines.sampling import least_inside
 
 pytestmark = pytest.mark.slow  # importing vLLM takes seconds
 
@@ -43,3 +46,42 @@ def test_a_rows_tokens_depend_on_its_seed_alone():
     alone.update_state(BatchUpdate(1, removed=[], added=[added(0, 9)], moved=[]))
     assert tokens(alone, [2], 20) == [first[2]]
     assert len(set(first[2])) > 10 and first[0] != first[2]
+
+
+def test_a_masked_token_is_never_drawn():
+    """As a grammar's mask leaves it, and a penalty and a temperature after that: first, last and in between."""
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    from alignment.engines.vllm_sampling import Choose
+
+    logits = torch.zeros(300, 9)
+    logits[:, [0, 3, 4, 8]] = float("-inf")
+    logits = logits * 1.5 / 0.7
+    params = [SamplingParams(extra_args={"seed": seed, "top_p": (1.0, 0.9)[seed % 2]}) for seed in range(300)]
+    choose = Choose(None, None, False)
+    choose.update_state(BatchUpdate(300, removed=[], added=[(i, p, [], []) for i, p in enumerate(params)], moved=[]))
+    assert choose.apply(logits.clone()).argmax(-1).unique().tolist() == [1, 2, 5, 6, 7]
+    for chooser, extreme in zip(choose.choosers.values(), cycle([0.0, 1 - 2**-53]), strict=False):
+        chooser.draw.random = lambda extreme=extreme: extreme  # the least and the most that it gives
+    assert choose.apply(logits.clone()).argmax(-1).unique().tolist() == [1, 7]
+
+
+def test_what_ended_a_reply_is_not_in_its_ids():
+    """EOS and an id that ends stand last in vLLM's ids; a stop string's tokens are there; an abort is no reply."""
+    from vllm.outputs import CompletionOutput
+
+    from alignment.engines.vllm import reply_of
+
+    tokenizer = make_tokenizer()
+    spelled = tokenizer("abcd")["input_ids"]
+
+    def reply(text, ids, finish, reason=None):
+        return reply_of(CompletionOutput(0, text, ids, None, None, finish_reason=finish, stop_reason=reason), tokenizer)
+
+    assert reply("abcd", [*spelled, 2], "stop") == ("abcd", "stop", tuple(spelled))
+    assert reply("abc", spelled, "stop", spelled[-1]) == ("abc", "stop", tuple(spelled[:3]))
+    assert reply("ab", spelled, "stop", "cd") == ("ab", "stop", tuple(spelled[:2]))
+    assert reply("abcd", spelled, "length") == ("abcd", "length", tuple(spelled))
+    for finish in ("abort", None):
+        assert reply("abcd", spelled, finish).text is None and reply("abcd", spelled, finish).may_heal

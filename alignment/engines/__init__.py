@@ -31,9 +31,10 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--concurrency", type=number(int, 1), default=64, help="openai: requests in flight (default: 64)"
     )
-    group.add_argument(
-        "--timeout", type=number(float, 0, above=True), default=600, help="openai: seconds per request (default: 600)"
-    )
+    shown = "openai: seconds for a try of a request, to its last byte; tried 3 times (default: 600)"
+    group.add_argument("--timeout", type=number(float, 0, above=True), default=600, help=shown)
+    shown = "tries more, with other seeds, for a reply that does not follow a request's JSON schema (default: 3)"
+    group.add_argument("--schema_retries", type=number(int, 0), default=3, help=shown)
 
 
 def backend_of(args: Namespace) -> str:

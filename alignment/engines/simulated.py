@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qsl
 
 from alignment.command_line import UserError
+from alignment.engines.schemas import fill
 from alignment.generation import Reply, Request, Sampling
 
 
 class SimulatedEngine:
-    """A seeded writer: after `Query:` it writes a question, after a dialogue it answers. Nothing is random but by seed.
+    """A seeded writer: after `Query:` it writes a question, after a dialogue and to messages it answers, and under a
+    schema it fills it. Nothing is random but by seed.
 
     The model's name may set it: `writer-13b?quality=0.9&latency=0.01&refusals=0.1&malformed=0.1&faults=0.3`. quality in
     [0, 1] makes answers longer and their sentences whole; latency is in seconds per request; the others are shares of
-    requests: a refusal says that it does not know, a malformed reply is broken off, a fault comes back as failed.
+    requests: a refusal says that it does not know, a malformed reply is broken off (under a schema it does not follow
+    it), a fault comes back as failed. Faults heal: none strikes where only requests that it struck are asked for, as
+    the next run does. With faults=1 all fail, always.
     """
 
     SETTINGS = {"quality": 0.7, "latency": 0.0, "refusals": 0.0, "malformed": 0.0, "faults": 0.0}
@@ -71,21 +76,29 @@ class SimulatedEngine:
                 raise UserError(f"simulated model {model}: {name}={value} is no number") from None
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        for index, request in enumerate(requests):
+        fates = [self._fate(request) for request in requests]
+        healed = self._settings["faults"] < 1 and all(fate == "faults" for fate in fates)
+        for index, (request, fate) in enumerate(zip(requests, fates, strict=True)):
             time.sleep(self._settings["latency"])
-            yield index, self._reply(request, sampling)
+            yield index, self._reply(request, sampling, "answers" if healed else fate)
 
-    def _reply(self, request: Request, sampling: Sampling) -> Reply:
-        draw = random.Random(f"{request.seed} {request.prompt}")
-        fate = draw.random()
-        outcome = "answers"
+    def _fate(self, request: Request) -> str:
+        fate = random.Random(f"{request.seed} {text_of(request)}").random()
         for misfortune in ("faults", "refusals", "malformed"):
             if 0 <= fate < self._settings[misfortune]:
-                outcome = misfortune
+                return misfortune
             fate -= self._settings[misfortune]
+        return "answers"
+
+    def _reply(self, request: Request, sampling: Sampling, outcome: str) -> Reply:
+        draw = random.Random(f"{request.seed} {text_of(request)}")
+        draw.random()  # its fate
         if outcome == "faults":
-            return Reply(None, "failed")
-        words = self._write(request.prompt, outcome, draw).split(" ")
+            return Reply(None, "failed: simulated fault")
+        if sampling.schema is not None:
+            filled = json.dumps(fill(sampling.schema, draw))
+            return Reply(filled[:-1] if outcome == "malformed" else filled, "stop")
+        words = self._write(text_of(request), outcome, draw).split(" ")
         text = " ".join(words[: sampling.max_tokens])
         cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
         if cut is not None:
@@ -109,3 +122,8 @@ class SimulatedEngine:
     def _ask(self, draw: random.Random) -> str:
         words = {"p": draw.choice(self.PEOPLE), "d": draw.choice(self.DEEDS), "k": draw.choice(self.KINDS)}
         return draw.choice(self.ASKS).format(*draw.sample(self.THINGS, 3), **words)
+
+
+def text_of(request: Request) -> str:
+    """What a request says, whatever its form."""
+    return request.prompt if isinstance(request.prompt, str) else json.dumps(request.prompt)

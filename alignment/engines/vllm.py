@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from alignment.command_line import UserError
+from alignment.engines.prompts import cut_reply, prompt_ids
 from alignment.generation import Reply, Request, Sampling
-from alignment.pretrained import local_folder, model_identity
+from alignment.pretrained import first_line, local_folder, model_identity
+
+AT_ONCE = 256  # requests tokenised together: vLLM need not wait for all of them
 
 
 class VllmEngine:
@@ -52,6 +57,7 @@ class VllmEngine:
             return LLM(
                 **self._settings,
                 **(self.ON_CPU if self._on_cpu else {}),
+                trust_remote_code=False,
                 seed=0,
                 enable_prefix_caching=True,
                 max_model_len=-1,
@@ -62,36 +68,70 @@ class VllmEngine:
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         self._llm = self._llm or self._load()
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
+        from vllm.exceptions import VLLMClientError
 
         engine, tokenizer = self._llm.llm_engine, self._llm.get_tokenizer()
         context = self._llm.model_config.max_model_len
-        waiting = iter(enumerate(requests))
+        waiting = encoded(tokenizer, requests)
         while True:
             fresh = list(islice(waiting, self.IN_FLIGHT - engine.get_num_unfinished_requests()))
-            for index, request in fresh:
-                ids = tokenizer(request.prompt)["input_ids"]
+            for index, ids, ends in fresh:
                 room = context - len(ids)
-                if room < 1:
-                    yield index, Reply(None, "too long")
+                if room < 1 or not ids:
+                    yield index, Reply(None, "too long" if ids else "refused: a prompt without a token")
                     continue
-                params = SamplingParams(
-                    max_tokens=min(sampling.max_tokens, room),
-                    temperature=sampling.temperature,
-                    stop=list(sampling.stop),
-                    **self._draw(request.seed, sampling),
-                )
-                engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
+                params = self._params(requests[index].seed, sampling, room, ends)
+                try:
+                    engine.add_request(str(index), TokensPrompt(prompt_token_ids=ids), params)
+                except VLLMClientError as error:  # no grammar can be made of the schema, or the model has no such id
+                    raise UserError(f"vllm refuses the request: {first_line(error)}") from error
             if not engine.has_unfinished_requests():
                 if fresh:
-                    continue  # all were too long
+                    continue  # none of them was taken
                 return
             for output in engine.step():
                 if output.finished:
-                    completion = output.outputs[0]
-                    yield int(output.request_id), Reply(completion.text, completion.finish_reason)
+                    yield int(output.request_id), reply_of(output.outputs[0], tokenizer)
+
+    def _params(self, seed: int, sampling: Sampling, room: int, ends: Collection[int]) -> Any:
+        """vLLM's own settings for a request. What it finds in generation_config.json it adds to the ids that end."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        structured = None if sampling.schema is None else StructuredOutputsParams(json=json.dumps(sampling.schema))
+        return SamplingParams(
+            max_tokens=min(sampling.max_tokens, room),
+            temperature=sampling.temperature,
+            stop=list(sampling.stop),
+            stop_token_ids=[*sampling.stop_ids, *ends],
+            repetition_penalty=sampling.repetition_penalty,
+            structured_outputs=structured,
+            **self._draw(seed, sampling),
+        )
 
     def _draw(self, seed: int, sampling: Sampling) -> dict:
         if self._on_cpu and sampling.temperature > 0:
             return {"extra_args": {"seed": seed, "top_p": sampling.top_p}}  # alignment/engines/vllm_sampling.py
         return {"seed": seed, "top_p": sampling.top_p}
+
+
+def encoded(tokenizer: Any, requests: Sequence[Request]) -> Iterator[tuple[int, list[int], Collection[int]]]:
+    """(index, prompt's ids, ids that end its reply) of each request, tokenised some at a time."""
+    for start in range(0, len(requests), AT_ONCE):
+        some = requests[start : start + AT_ONCE]
+        prompts, ends = prompt_ids(tokenizer, some)
+        for index, (request, ids) in enumerate(zip(some, prompts, strict=True), start):
+            yield index, ids, ends if request.is_chat else ()
+
+
+def reply_of(completion: Any, tokenizer: Any) -> Reply:
+    """What vLLM's CompletionOutput says: its ids end with the one that ended it, or with a stop string's."""
+    if completion.finish_reason not in ("stop", "length"):
+        return Reply(None, f"failed: vllm ended it with {completion.finish_reason!r}")
+    ids, ended_by = list(completion.token_ids), completion.stop_reason  # a stop string, one of stop_token_ids, or EOS
+    if isinstance(ended_by, str):
+        ids = cut_reply(tokenizer, ids, [ended_by])[1]
+    elif completion.finish_reason == "stop":
+        ids.pop()
+    return Reply(completion.text, completion.finish_reason, tuple(ids))

@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from alignment.engines.decoding import pick
+from alignment.engines.sampling import pick
 
 
 class Chooser(NamedTuple):

@@ -201,6 +201,8 @@ def save_trained(
     def write(aside: Path) -> None:
         write_model(trainer, state, dtype, aside)
         save_tokenizer(template, aside)
+        if kind != "reward":
+            write_generation_config(trainer, template, aside)
         also(aside)
         state.clear()
 
@@ -299,6 +301,15 @@ def save_tokenizer(template: Template, folder: Path) -> None:
     tokenizer = copy.copy(template.tokenizer)
     tokenizer.chat_template = chat_template(template)
     tokenizer.save_pretrained(folder)
+
+
+def write_generation_config(trainer: AlignmentTrainer, template: Template, folder: Path) -> None:
+    """The model's own generation_config.json, with what closes a reply in training among the tokens that end one."""
+    config = trainer.accelerator.unwrap_model(trainer.model_wrapped).generation_config.to_diff_dict()
+    ends = config.get("eos_token_id") or []
+    ends = {template.end_id, template.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    config |= {"eos_token_id": sorted(ends), "pad_token_id": padding_id(template.tokenizer)}
+    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def release(trainer: AlignmentTrainer) -> None:
