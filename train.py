@@ -27,7 +27,7 @@ from alignment.run_cards import Run, checkpoint_to_resume, claim
 from alignment.templates import load_template
 from alignment.training_data import OBJECTIVES, control, counts, read_examples, report, usable
 
-# Constants of the papers: ALMoST's commands (papers' sections 1.5, 1.6), Janus's training table (3.2)
+# Constants of the papers: ALMoST's released commands, Janus's training table
 DEFAULTS = {
     "sft": dict(learning_rate=2e-5, weight_decay=0.0, num_train_epochs=3.0, model_max_length=512),
     "reward": dict(learning_rate=2e-5, weight_decay=0.1, num_train_epochs=1.0, model_max_length=1024),

@@ -24,7 +24,8 @@ engines/, what runs models: `engine_from` and its flags in __init__.py;
     prompts.py       a request -> token ids, by the model's own tokenizer and chat template
     answers.py       whatever a server sends -> a reply
     schemas.py       values that follow a JSON schema, for the simulated writer
-    decoding.py      the hf engine's batch, cache and sampler
+    decoding.py      a causal model in hand, ids in and ids out: shared prefix, batch, cache
+    sampling.py      logits -> tokens
     vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
 
 training/, what imports torch to learn or to score:

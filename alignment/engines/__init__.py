@@ -1,7 +1,7 @@
 """The engines behind generation.py's contract, and the flags that choose one.
 
     vllm        vLLM in this process (the default), on GPUs or a CPU       vllm_sampling.py draws its tokens on a CPU
-    hf          transformers in this process                              decoding.py is its batch, cache and sampler
+    hf          transformers in this process                              decoding.py does its work
     openai      any OpenAI-compatible server
     simulated   a seeded writer without a model, for dry runs and for algorithms with a known right answer
 

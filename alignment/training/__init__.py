@@ -1,0 +1,1 @@
+"""What imports torch to learn or to score; the map is in alignment/__init__.py."""
