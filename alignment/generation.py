@@ -159,4 +159,5 @@ def refuse_failures(replies: Iterable[Reply]) -> None:
     )
     if failed:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in failed.most_common(3))
-        raise UserError(f"{failed.total():,} requests failed ({reasons}); the same command tries these again")
+        what, these = ("1 request", "it") if failed.total() == 1 else (f"{failed.total():,} requests", "these")
+        raise UserError(f"{what} failed ({reasons}); the same command tries {these} again")

@@ -90,7 +90,7 @@ def test_cut_off_and_too_long_replies_are_not_judgments(tmp_path, judge):
 
 def test_failed_requests_are_tried_again_and_the_rest_is_kept(tmp_path, judge):
     judge[1]["Zero."] = Reply(None, "failed: time-out")
-    with pytest.raises(UserError, match=r"1 requests failed \(1 time-out\); the same command tries these again"):
+    with pytest.raises(UserError, match=r"1 request failed \(1 time-out\); the same command tries it again"):
         annotate(tmp_path)
     assert [row["id"] for row in read_judgments(str(tmp_path / "out.json"))] == [1, 4]
     assert not (tmp_path / "out.json.run.json").exists()
