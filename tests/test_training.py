@@ -113,6 +113,26 @@ def test_the_first_loss_by_hand(quick, data, model_folder):
     assert history(folder)[0] == pytest.approx(total / tokens, rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["sft", "packed", *PAIRS])
+def test_evaluation_gives_the_loss_of_one_step(quick, data, model_folder, objective):
+    """All rows in one step that learns nothing, then the same rows evaluated in several batches: the same loss. Each
+    objective's own division, ORPO's two among them."""
+    extra = {"packing": True, "model_max_length": 160} if objective == "packed" else {}
+    name = "sft" if objective in ("sft", "packed") else objective
+    rows = data / ("sft.json" if name == "sft" else "pairs.json")
+    folder = go(
+        data,
+        model_folder,
+        name,
+        learning_rate=0,
+        per_device_train_batch_size=21,
+        per_device_eval_batch_size=2,
+        eval_data_path=rows,
+        **extra,
+    )
+    assert history(folder, "eval_loss") == pytest.approx(history(folder), rel=1e-5)
+
+
 def test_freed_memory_is_returned():
     """32 of 64 blocks of 4 MB are freed: the process is 128 MB smaller, and without the call it is not."""
     program = """if True:
