@@ -6,11 +6,13 @@ ALMoST's formats (section 2 of the paper; `docs/almost.md` numbers the details):
     query prompt        {instruction}\n\n + k x "Query: {query}\n" + "Query:"
     demonstration file  {header} + k x "\n\n-----\n\nHuman:  ...\n\nAssistant:  ..." (several turns each)
     response prompt     header and the first k demonstrations, separator, "\n\nHuman:  {prompt}\n\nAssistant: "
+    user prompt         the same of User_prompt.txt, after a dialogue of whole turns, with "\n\nHuman: " at its end
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from alignment.command_line import UserError
 from alignment.records import read_text
 
 SEPARATOR = "\n\n-----"
+SPEAKERS = ("Human", "Assistant")
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,18 @@ class Demonstrations:
         The turn is spaced as the file's own turns are. Their last space is left to the reply's first token, where
         tokenizers put it. `legacy` is the released `Human: {prompt}` under two-space demonstrations (A7).
         """
-        shown = SEPARATOR.join([self.header, *self.dialogues[:n_shot]]) + SEPARATOR
         if legacy:
-            return f"{shown}\n\nHuman: {prompt}\n\nAssistant: "
+            return f"{self._shown(n_shot)}\n\nHuman: {prompt}\n\nAssistant: "
+        return self.format_turns([prompt], n_shot)
+
+    def format_turns(self, turns: Sequence[str], n_shot: int) -> str:
+        """The same after a dialogue of several turns, Human's first: the text that whose turn is next continues."""
         spaces = re.search(r"Human:( *)", self.dialogues[0])[1]
-        return f"{shown}\n\nHuman:{spaces}{prompt}\n\nAssistant:{spaces[:-1]}"
+        told = "".join(f"\n\n{SPEAKERS[place % 2]}:{spaces}{said}" for place, said in enumerate(turns))
+        return f"{self._shown(n_shot)}{told}\n\n{SPEAKERS[len(turns) % 2]}:{spaces[:-1]}"
+
+    def _shown(self, n_shot: int) -> str:
+        return SEPARATOR.join([self.header, *self.dialogues[:n_shot]]) + SEPARATOR
 
 
 REPLY_STOP = ("Human:", "Assistant:", SEPARATOR)

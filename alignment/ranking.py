@@ -1,10 +1,11 @@
-"""Many texts for one prompt: who beats whom, and may it be a pair (ALMoST, section 2.2)."""
+"""Many texts for one prompt: who beats whom, may it be a pair (ALMoST, section 2.2), which is best (section 2.3)."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 
 
 def mean_and_std(lengths: Sequence[int]) -> tuple[float, float]:
@@ -32,3 +33,35 @@ def binarise(ranks: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int
             continue
         done.add(ranks[high])
         yield high, low
+
+
+WAYS = ("reward", "random", "longest")
+
+
+def choose(how: str, rewards: Sequence[float], lengths: Sequence[int], seed: int) -> int:
+    """The index of the candidate taken: of the highest reward, of the greatest length, or any; the first of equals."""
+    if how == "random":
+        return random.Random(seed).randrange(len(rewards))
+    keys = rewards if how == "reward" else lengths
+    return max(range(len(keys)), key=keys.__getitem__)
+
+
+def expected_best(keys: Sequence[float], values: Sequence[float], n: int) -> float:
+    """The mean value of the item of the highest key among n, over all ways to draw n of these N without replacement.
+
+    With the N in ascending order of key, the i-th is the highest of C(i-1, n-1) of the C(N, n) draws. So this is
+    unbiased for best-of-n of what the N were drawn from, 1 <= n <= N. Equal keys share their draws.
+    """
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    total, below = 0.0, 0
+    for _, group in groupby(order, key=keys.__getitem__):
+        tied = list(group)
+        draws = math.comb(below + len(tied), n) - math.comb(below, n)
+        total += draws / math.comb(len(keys), n) * sum(values[i] for i in tied) / len(tied)
+        below += len(tied)
+    return total
+
+
+def best_of_n_kl(n: int) -> float:
+    """An upper bound, in nats, of KL(best-of-n || one sample): log n - (n - 1) / n."""
+    return math.log(n) - (n - 1) / n

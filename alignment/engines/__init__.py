@@ -26,6 +26,9 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--backend", choices=BACKENDS, help="what runs the model (default: vllm)")
     group.add_argument("--use_hf", type=boolean, nargs="?", const=True, default=False, help="the same as --backend hf")
     group.add_argument("--n_gpu", type=number(int, 1), default=1, help="GPUs to spread the model over (default: 1)")
+    shown = "vllm: share of each GPU's memory, less where a reward model is to fit beside it (default: 0.9, vLLM's own)"
+    memory = number(float, 0, 1, above=True)
+    group.add_argument("--gpu_memory_utilization", type=memory, default=0.9, help=shown)
     group.add_argument("--cache_dir", type=Path, help="where models from the hub are kept (default: the hub's own)")
     group.add_argument("--api_base", help="openai: the server's address, http://host:port/v1; key from OPENAI_API_KEY")
     group.add_argument(
@@ -66,7 +69,7 @@ def engine_from(args: Namespace) -> Engine:
     if backend == "vllm":
         from alignment.engines.vllm import VllmEngine
 
-        return VllmEngine(args.model_name_or_path, args.n_gpu, args.cache_dir)
+        return VllmEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.gpu_memory_utilization)
     from alignment.engines.hf import HfEngine
 
     return HfEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.batch_size)

@@ -267,8 +267,10 @@ def needs(request: Request, sampling: Sampling) -> list[str]:
     return ["schema"] * (sampling.schema is not None) + ["system"] * has_system
 
 
-def check_usable(api_base: str | None, shown: str, key: str) -> None:
-    """Raise UserError for an address or a key that no request can be made with."""
+def check_usable(
+    api_base: str | None, shown: str, key: str, flag: str = "--backend openai needs --api_base http://host:port/v1"
+) -> None:
+    """Raise UserError, which opens with `flag`, for an address or a key that no request can be made with."""
     try:
         address = urlsplit(api_base or "")
         usable = address.scheme in ("http", "https") and address.hostname and address.port != 0
@@ -276,8 +278,6 @@ def check_usable(api_base: str | None, shown: str, key: str) -> None:
     except ValueError:  # no such port; a bracket without its other; a name that no host can have
         usable = False
     if not usable:
-        raise UserError(
-            f"--backend openai needs --api_base http://host:port/v1, not {shown if api_base else api_base!r}"
-        )
+        raise UserError(f"{flag}, not {shown if api_base else api_base!r}")
     if not key.isascii() or not key.isprintable():
         raise UserError("OPENAI_API_KEY holds characters that no header can carry; set it again")

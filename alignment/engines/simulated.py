@@ -14,8 +14,8 @@ from alignment.generation import Reply, Request, Sampling
 
 
 class SimulatedEngine:
-    """A seeded writer: after `Query:` it writes a question, after a dialogue and to messages it answers, and under a
-    schema it fills it. Nothing is random but by seed.
+    """A seeded writer: after `Query:` or `Human:` it writes a question, after a dialogue and to messages it answers, and
+    under a schema it fills it. Nothing is random but by seed.
 
     The model's name may set it: `writer-13b?quality=0.9&latency=0.01&refusals=0.1&malformed=0.1&faults=0.3`. quality in
     [0, 1] makes answers longer and their sentences whole; latency is in seconds per request; the others are shares of
@@ -107,6 +107,9 @@ class SimulatedEngine:
 
     def _write(self, prompt: str, outcome: str, draw: random.Random) -> str:
         """A reply that runs on past its turn, as a base model's does."""
+        if prompt.rstrip().endswith("Human:"):
+            ask = self._ask(draw)
+            return f" {ask[:12] if outcome == 'malformed' else ask}\n\nAssistant:  That is all.\n\n-----"
         if prompt.endswith("Query:"):
             asks = [self._ask(draw), self._ask(draw)]
             return f" {asks[0][:12] if outcome == 'malformed' else asks[0]}\nQuery: {asks[1]}\nQuery:"

@@ -29,9 +29,10 @@ class VllmEngine:
         "logits_processors": ["alignment.engines.vllm_sampling:Choose"],
     }
 
-    def __init__(self, model: str, n_gpu: int, cache_dir: Path | None):
+    def __init__(self, model: str, n_gpu: int, cache_dir: Path | None, gpu_memory_utilization: float = 0.9):
         self.identity = f"vllm {model_identity(model)}"
-        self._settings = {"model": model, "tensor_parallel_size": n_gpu}
+        self._settings: dict[str, Any] = {"model": model, "tensor_parallel_size": n_gpu}
+        self._memory = gpu_memory_utilization
         if cache_dir:  # vLLM looks there for weights alone
             self._settings["model"] = str(local_folder(model, cache_dir) or model)
             self._settings["download_dir"] = str(cache_dir)
@@ -56,7 +57,7 @@ class VllmEngine:
             # context, or as much of it as the memory allows.
             return LLM(
                 **self._settings,
-                **(self.ON_CPU if self._on_cpu else {}),
+                **(self.ON_CPU if self._on_cpu else {"gpu_memory_utilization": self._memory}),
                 trust_remote_code=False,
                 seed=0,
                 enable_prefix_caching=True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,8 @@ def load(
 
     Raises UserError where the folder holds no one-label classifier, or one whose padding is also its EOS.
     """
-    check_model(path)
-    tokenizer, config = training_tokenizer(path, cache_dir), load_pretrained("AutoConfig", path, cache_dir=cache_dir)
-    if config.num_labels != 1:
-        raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
+    config = check(path, cache_dir)
+    tokenizer = training_tokenizer(path, cache_dir)
     if (Path(path) / ADAPTER_CONFIG).exists():
         model = load_adapter(path, config, tokenizer, dtype)
     else:
@@ -46,6 +45,20 @@ def load(
         raise UserError(f"reward model {path}: its padding token is its EOS, so no score could be read; train it again")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return unpad(model.to(device).eval()), load_template(getattr(config, "prompt_template", "almost"), tokenizer)
+
+
+def check(path: str, cache_dir: str | Path | None = None) -> Any:
+    """The config of a reward model. Raises UserError for what is none; before its weights are read."""
+    check_model(path)
+    config = load_pretrained("AutoConfig", path, cache_dir=cache_dir)
+    made_for = (config.architectures or [""])[0]
+    if config.num_labels != 1:
+        raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
+    if made_for.endswith(("ForCausalLM", "LMHeadModel")):
+        raise UserError(
+            f"{path} is no reward model: its config names {made_for}; train.py --objective reward makes one"
+        )
+    return config
 
 
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:
@@ -80,13 +93,14 @@ def score(
 ) -> list[float]:
     """The reward of each response to its row's prompt, in order. Batches of like length, `batch_tokens` with padding.
 
+    Responses to one prompt that stand next to each other are put into one batch, where their prompt is computed once.
     `normalize` takes off the mean and divides by the deviation that training left in the config (--normalize_reward).
     """
     model.eval()
     max_length = max_length or getattr(model.config, "reward_max_length", None)
     samples = encode_texts(template, rows, responses, max_length)
     rewards = [0.0] * len(samples)
-    for batch in budgeted_batches([len(sample) for sample in samples], batch_tokens):
+    for batch in budgeted_batches(group_lengths(samples), batch_tokens):
         tensors = collate([(samples[i],) for i in batch], template.tokenizer.pad_token_id)
         for i, reward in zip(batch, batch_rewards(model, tensors).tolist(), strict=True):
             rewards[i] = reward
@@ -95,6 +109,15 @@ def score(
             raise UserError("the reward model has no mean and deviation in its config; train with --normalize_reward")
         return [(reward - model.config.reward_mean) / model.config.reward_std for reward in rewards]
     return rewards
+
+
+def group_lengths(samples: Sequence[Sample]) -> list[int]:
+    """For each sample the length of the longest among its neighbours with the same prompt."""
+    found: list[int] = []
+    for _, group in groupby(samples, key=lambda sample: sample.ids[: sample.prompt_length]):
+        lengths = [len(sample) for sample in group]
+        found += [max(lengths)] * len(lengths)
+    return found
 
 
 def batch_rewards(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# What reward-guided self-play gains, and how much of it is length: three ways to choose an answer, a policy of each.
+#
+#   ANSWERS=results bash studies/self_play_study.sh
+#
+# Hardware   one GPU; or 2 cores and 12 GB for the embedded model
+# Time       4 minutes on an H100 with BACKEND=hf; hours on 2 cores at these sizes
+# Expected   the table in the README: reward and length on held-out prompts, before and after, with 95% intervals
+#
+# ANSWERS holds <model>/model_outputs.json of AlpacaEval's published results, best model first in RUBRIC: they make the
+# reward model. MODEL writes the prompts, talks to itself once for each way of WAYS, and is trained on what came of it.
+# Every policy, and MODEL as it was, then answers the same HELD_OUT prompts. The same command goes on where it was stopped.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+: "${ANSWERS:?ANSWERS is the folder of <model>/model_outputs.json}"
+MODEL=${MODEL:-saved_models/SmolLM2-135M-Instruct}
+RUBRIC=${RUBRIC:-Qwen1.5-72B-Chat Qwen1.5-14B-Chat Qwen1.5-7B-Chat Qwen1.5-1.8B-Chat}
+OUT=${OUT:-outputs/self_play_study}
+WAYS=${WAYS:-reward random longest}
+PROMPTS=${PROMPTS:-400}          # to talk about
+HELD_OUT=${HELD_OUT:-100}        # to be asked before and after
+COMPARED=${COMPARED:-805}        # instructions that make the reward model
+TOKENS=${TOKENS:-256}            # of an answer at most
+BACKEND=${BACKEND:-vllm}
+SEED=${SEED:-0}
+FLAGS=${FLAGS:-}                 # more flags of train.py
+PYTHON=${PYTHON:-python}
+engine=(--model_name_or_path "$MODEL" --backend "$BACKEND" --seed "$SEED")
+
+# The reward model
+# shellcheck disable=SC2086
+$PYTHON studies/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT/answers" \
+  --held_out 0.2 --limit "$COMPARED"
+for part in "$OUT/answers" "$OUT/answers/held_out"; do
+  # shellcheck disable=SC2086
+  $PYTHON synthetic_feedback.py --mode cs --output_dir "$part" --rubric $RUBRIC
+done
+# shellcheck disable=SC2086
+$PYTHON train.py --objective reward --model_name_or_path "$MODEL" --data_path "$OUT/answers/comparison.json" \
+  --output_dir "$OUT/reward_model" --bf16 True --model_max_length 768 --per_device_train_batch_size 8 \
+  --learning_rate 4e-5 --warmup_ratio 0.1 --seed "$SEED" $FLAGS
+$PYTHON eval/run_evaluation.py --benchmark_name pairs --reward_model "$OUT/reward_model" \
+  --data_path "$OUT/answers/held_out/comparison.json" --output_path "$OUT/reward_model.pairs.json"
+
+# Prompts, the last of which are held out
+$PYTHON synthetic_feedback.py --mode pg --output_dir "$OUT" --prompt_file_path assets/seed_prompts.txt \
+  --num_generation $((PROMPTS + HELD_OUT)) "${engine[@]}"
+tail -n "$HELD_OUT" "$OUT/prompts.txt" > "$OUT/held_out.txt"
+
+# Self-play, a policy of it, and its answers
+ask() { # name, model
+  $PYTHON generate.py --model_name_or_path "$2" --data_path "$OUT/held_out.txt" --output_file "$OUT/$1.json" \
+    --template almost --temperature 1 --top_p 0.9 --max_new_tokens "$TOKENS" --reward_model "$OUT/reward_model" \
+    --backend "$BACKEND" --seed "$SEED"
+}
+ask before "$MODEL"
+for way in $WAYS; do
+  mkdir -p "$OUT/$way"
+  head -n "$PROMPTS" "$OUT/prompts.txt" > "$OUT/$way/prompts.txt"
+  $PYTHON self_play.py --output_dir "$OUT/$way" --prompt_file_path assets/Faithful_prompt.txt \
+    --reward_model "$OUT/reward_model" --choose "$way" --max_new_tokens "$TOKENS" "${engine[@]}"
+  # shellcheck disable=SC2086
+  $PYTHON train.py --objective sft --model_name_or_path "$MODEL" --data_path "$OUT/$way/almost_train.json" \
+    --output_dir "$OUT/$way/policy" --bf16 True --model_max_length 1024 --per_device_train_batch_size 16 \
+    --seed "$SEED" $FLAGS
+  ask "$way" "$OUT/$way/policy"
+done
+# shellcheck disable=SC2086
+$PYTHON studies/self_play_table.py "$OUT" --ways $WAYS
