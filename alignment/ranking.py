@@ -7,6 +7,10 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import combinations, groupby
 
+import numpy as np
+
+from alignment.intervals import bootstrap
+
 
 def mean_and_std(lengths: Sequence[int]) -> tuple[float, float]:
     """Mean and population standard deviation of lengths."""
@@ -53,11 +57,11 @@ def expected_best(keys: Sequence[float], values: Sequence[float], n: int) -> flo
     unbiased for best-of-n of what the N were drawn from, 1 <= n <= N. Equal keys share their draws.
     """
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    total, below = 0.0, 0
+    total, below, of = 0.0, 0, math.comb(len(keys), n)
     for _, group in groupby(order, key=keys.__getitem__):
         tied = list(group)
         draws = math.comb(below + len(tied), n) - math.comb(below, n)
-        total += draws / math.comb(len(keys), n) * sum(values[i] for i in tied) / len(tied)
+        total += draws / of * sum(values[i] for i in tied) / len(tied)
         below += len(tied)
     return total
 
@@ -65,3 +69,23 @@ def expected_best(keys: Sequence[float], values: Sequence[float], n: int) -> flo
 def best_of_n_kl(n: int) -> float:
     """An upper bound, in nats, of KL(best-of-n || one sample): log n - (n - 1) / n."""
     return math.log(n) - (n - 1) / n
+
+
+def best_of_n_curve(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], *, seed: int) -> list[dict]:
+    """What the choice among n brings, for n = 1 ... N, from the rewards and lengths of each row's N candidates (R, N).
+
+    A point is {"n", "kl", "reward", "longest_reward", "length"}: the bound in nats, the reward of the best, that of the
+    longest, and the length of the best, each {"mean", "interval"} over rows of `expected_best`. No rows, no points.
+    """
+    curve = []
+    for n in range(1, len(rewards[0]) + 1 if rewards else 1):
+        point: dict = {"n": n, "kl": best_of_n_kl(n)}
+        for name, keys, values in (
+            ("reward", rewards, rewards),
+            ("longest_reward", lengths, rewards),
+            ("length", rewards, lengths),
+        ):
+            rows = np.array([expected_best(*row, n) for row in zip(keys, values, strict=True)])
+            point[name] = {"mean": rows.mean().item(), "interval": bootstrap(rows, np.mean, seed=seed)}
+        curve.append(point)
+    return curve

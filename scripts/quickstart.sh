@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to aligned models, small: environment, model, ALMoST's pg, rg and cs on a real language model, a reward
-# model of its comparisons, supervised training on the better answers, then CUT, merged and asked.
+# model of its comparisons, self-play that it guides, supervised training on that, then CUT, merged and asked.
 # Hardware: 2 cores, 8 GB of memory, 6 GB of disk; no GPU, key or model hub. Time: 11 minutes, of which 2 set up.
 # Result: a table of what was kept and dropped and why, and in quickstart/ all that was made. A second run takes seconds.
 #     bash scripts/quickstart.sh
@@ -20,12 +20,15 @@ almost=("$PYTHON" synthetic_feedback.py --output_dir "$OUT" --model_name_or_path
 "${almost[@]}" --mode rg --prompt_file_path assets/HHH_prompt.txt --n_shot 1
 "${almost[@]}" --mode cs --rubric "$NAME-Faithful-3shot" "$NAME-HHH-3shot" "$NAME-HHH-1shot"
 
-# A reward model of the comparisons, and a policy of their better answers
-train=("$PYTHON" train.py --model_name_or_path "$MODEL" --data_path "$OUT/comparison.json" \
-  --per_device_train_batch_size 4 --bf16 True)
-"${train[@]}" --objective reward --output_dir "$OUT/reward_model"
-"${train[@]}" --objective sft --output_key chosen --output_dir "$OUT/policy" --num_train_epochs 1 \
-  --model_max_length 1024
+# A reward model of the comparisons, self-play on a few of the prompts, and a policy of that
+train=("$PYTHON" train.py --model_name_or_path "$MODEL" --per_device_train_batch_size 4 --bf16 True)
+"${train[@]}" --objective reward --data_path "$OUT/comparison.json" --output_dir "$OUT/reward_model"
+mkdir -p "$OUT/self_play"
+head -n 8 "$OUT/prompts.txt" > "$OUT/self_play/prompts.txt"
+"$PYTHON" self_play.py --output_dir "$OUT/self_play" --model_name_or_path "$MODEL" --max_new_tokens 256 \
+  --prompt_file_path assets/Faithful_prompt.txt --reward_model "$OUT/reward_model"
+"${train[@]}" --objective sft --data_path "$OUT/self_play/almost_train.json" --output_dir "$OUT/policy" \
+  --num_train_epochs 1 --model_max_length 1024
 
 # CUT: learn from judgments, merge, answer
 "$PYTHON" finetune_unlikelihood.py --base_model "$MODEL" --data_path data/judgments.json --output_dir "$OUT/cut" \

@@ -24,9 +24,11 @@ COMPARED=${COMPARED:-805}        # instructions that make the reward model
 TOKENS=${TOKENS:-256}            # of an answer at most
 BACKEND=${BACKEND:-vllm}
 SEED=${SEED:-0}
+AT_ONCE=${AT_ONCE:-1}            # ways at work side by side: 4 on one large GPU
 FLAGS=${FLAGS:-}                 # more flags of train.py
+BATCH_SIZE=${BATCH_SIZE:-256}      # of the hf engine
 PYTHON=${PYTHON:-python}
-engine=(--model_name_or_path "$MODEL" --backend "$BACKEND" --seed "$SEED")
+engine=(--model_name_or_path "$MODEL" --backend "$BACKEND" --batch_size "$BATCH_SIZE" --seed "$SEED")
 
 # The reward model
 # shellcheck disable=SC2086
@@ -52,19 +54,26 @@ tail -n "$HELD_OUT" "$OUT/prompts.txt" > "$OUT/held_out.txt"
 ask() { # name, model
   $PYTHON generate.py --model_name_or_path "$2" --data_path "$OUT/held_out.txt" --output_file "$OUT/$1.json" \
     --template almost --temperature 1 --top_p 0.9 --max_new_tokens "$TOKENS" --reward_model "$OUT/reward_model" \
-    --backend "$BACKEND" --seed "$SEED"
+    --backend "$BACKEND" --batch_size "$BATCH_SIZE" --seed "$SEED"
 }
-ask before "$MODEL"
-for way in $WAYS; do
-  mkdir -p "$OUT/$way"
-  head -n "$PROMPTS" "$OUT/prompts.txt" > "$OUT/$way/prompts.txt"
-  $PYTHON self_play.py --output_dir "$OUT/$way" --prompt_file_path assets/Faithful_prompt.txt \
-    --reward_model "$OUT/reward_model" --choose "$way" --max_new_tokens "$TOKENS" "${engine[@]}"
+play() { # way
+  mkdir -p "$OUT/$1"
+  head -n "$PROMPTS" "$OUT/prompts.txt" > "$OUT/$1/prompts.txt"
+  $PYTHON self_play.py --output_dir "$OUT/$1" --prompt_file_path assets/Faithful_prompt.txt \
+    --reward_model "$OUT/reward_model" --choose "$1" --max_new_tokens "$TOKENS" "${engine[@]}"
   # shellcheck disable=SC2086
-  $PYTHON train.py --objective sft --model_name_or_path "$MODEL" --data_path "$OUT/$way/almost_train.json" \
-    --output_dir "$OUT/$way/policy" --bf16 True --model_max_length 1024 --per_device_train_batch_size 16 \
+  $PYTHON train.py --objective sft --model_name_or_path "$MODEL" --data_path "$OUT/$1/almost_train.json" \
+    --output_dir "$OUT/$1/policy" --bf16 True --model_max_length 1024 --per_device_train_batch_size 16 \
     --seed "$SEED" $FLAGS
-  ask "$way" "$OUT/$way/policy"
+  ask "$1" "$OUT/$1/policy"
+}
+ask before "$MODEL" &
+running=1
+for way in $WAYS; do
+  if [ "$running" -ge "$AT_ONCE" ]; then wait -n; running=$((running - 1)); fi
+  play "$way" &
+  running=$((running + 1))
 done
+while [ "$running" -gt 0 ]; do wait -n; running=$((running - 1)); done
 # shellcheck disable=SC2086
 $PYTHON studies/self_play_table.py "$OUT" --ways $WAYS

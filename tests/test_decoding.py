@@ -257,3 +257,18 @@ def test_sampled_frequencies_follow_the_distribution():
     tokens = sample(torch.tensor([[0.0, 1.0, 2.0]]).expand(10_000, 3), uniforms, Sampling(1, temperature=2.0))
     frequencies = tokens.bincount(minlength=3) / 10_000
     torch.testing.assert_close(frequencies, torch.tensor([0.186, 0.307, 0.506]), atol=0.02, rtol=0)
+
+
+def test_samples_of_one_prompt_run_it_once(llama, monkeypatch):
+    """Three samples of one prompt and one of another give what each alone gives, and two prompts are read."""
+    prompts = [[7, 8, 9, 10], [7, 8, 9, 10], [11, 12, 13], [7, 8, 9, 10]]
+    sampling, alone = Sampling(max_tokens=8, temperature=1.0), {}
+    for index, prompt in enumerate(prompts):
+        ((_, ids, _),) = Decoder(llama, {2}, 8).decode([prompt], [index], sampling)
+        alone[index] = ids
+    read = []
+    real = Decoder._run
+    monkeypatch.setattr(Decoder, "_run", lambda self, rows, *more: (read.append(len(rows)), real(self, rows, *more))[1])
+    together = {index: ids for index, ids, _ in Decoder(llama, {2}, 8).decode(prompts, range(4), sampling)}
+    assert together == alone and read == [2]
+    assert len({tuple(alone[index]) for index in (0, 1, 3)}) == 3

@@ -155,3 +155,12 @@ def test_read_instructions(tmp_path):
         judging.read_instructions(write(tmp_path / "i.json", [ROW, ROW | {"input": {"a": "tea"}}]))
     with pytest.raises(UserError, match="not a list of rows"):
         judging.read_instructions(write(tmp_path / "i.json", {}))
+
+
+def test_instructions_of_a_text_file_are_its_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("Why?\nHow so?\n")
+    assert judging.read_instructions(path) == [
+        {"id": 0, "input": "", "instruction": "Why?"},
+        {"id": 1, "input": "", "instruction": "How so?"},
+    ]

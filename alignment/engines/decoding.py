@@ -7,6 +7,7 @@ What a plain `generate` does not do, and why this is several times faster on few
 
 * The keys and values of a header that all prompts share are computed once, and kept once, not once a row: attention
   over them is one matrix product for the whole batch, and the softmax spans header and row together.
+* Several samples of a prompt run it once.
 * A row that is finished leaves, and a waiting one takes its place (`select`, `merge`).
 * Keys and values grow in place instead of being copied at every step.
 
@@ -20,51 +21,28 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignment.engines.rows import Batch, GrowingLayer, Row, merge, select
 from alignment.engines.sampling import penalised, sample
 from alignment.generation import Sampling
 
-TOKEN_BUDGET = 32_768  # prompt and reply tokens in flight, without the shared prefix
+TOKEN_BUDGET = 32_768  # prompt and reply tokens in flight on a CPU, without the shared prefix
+SCORE_BYTES = 12  # of one query with one key of one head, while prompts are read: twice in fp32, and the weights
 MIN_SHARED = 32  # a shorter common prefix isn't worth its own pass
 ATTENTION = "shared_prefix"  # what transformers knows `attend` by
 
 
 class Unshareable(Exception):
     """This model's attention is more than a softmax over keys: its prefix cannot be shared."""
-
-
-@dataclass
-class Row:
-    """One prompt on its way."""
-
-    index: int
-    ids: list[int]  # the prompt's own part, after the shared prefix
-    limit: int  # tokens at most
-    draw: random.Random
-    reply: list[int] = field(default_factory=list)
-    done: bool = False
-
-
-@dataclass
-class Batch:
-    """Rows in flight. Columns are slots of the cache, right-aligned: a shorter row has masked slots on its left."""
-
-    rows: list[Row]
-    layers: list  # of the cache, one per decoder layer
-    mask: Tensor  # (B, S) bool, the slots that hold a token
-    positions: Tensor  # (B,) of the next token
-    logits: Tensor  # (B, V) for the next token
-    seen: Tensor | None  # (B, V) bool, the tokens of prompt and reply, where repeating them has a penalty
 
 
 class Decoder:
@@ -77,6 +55,7 @@ class Decoder:
     def __init__(self, model: Any, ends: Collection[int], max_rows: int):
         self._model, self._ends, self._max_rows = model, set(ends), max_rows
         self._prefix: Prefix | None = None
+        self._tokens = TOKEN_BUDGET
         config = model.config.get_text_config()
         self._context = getattr(config, "max_position_embeddings", None) or 1 << 20
         layer_types = getattr(config, "layer_types", None) or ["full_attention"]
@@ -105,6 +84,7 @@ class Decoder:
             return
         with self._borrowed():
             shared = self._share([list(prompts[index]) for index in fitting])
+            self._tokens = self._budget(len(shared), max(map(len, prompts)) + sampling.max_tokens)
             waiting = deque(
                 Row(
                     index,
@@ -156,6 +136,22 @@ class Decoder:
 
     # The batch
 
+    def _budget(self, shared: int, longest: int) -> int:
+        """Tokens in flight: what half of a GPU's free memory holds of keys and values, and of scores as long as prompts
+        are read all at once, each token's with the prefix and the longest row."""
+        device = self._model.device
+        if device.type != "cuda":
+            return TOKEN_BUDGET
+        config = self._model.config.get_text_config()
+        heads, size = config.num_attention_heads, self._model.dtype.itemsize
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        cached = (
+            2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size * size
+        )
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        return free // 2 // (cached + heads * (shared + longest) * SCORE_BYTES)
+
     @torch.inference_mode()
     def _admit(self, batch: Batch | None, waiting: deque[Row], shared: list[int], sampling: Sampling) -> Batch | None:
         """The batch after rows that are finished have left it and waiting ones have joined; None where none is left."""
@@ -167,7 +163,7 @@ class Decoder:
             batch = select(batch, alive)
         if waiting and (batch is None or (self._can_share and len(batch.rows) == len(alive))):
             longest = len(waiting[-1].ids) + sampling.max_tokens  # the longest comes last
-            free = max(1, min(self._max_rows, TOKEN_BUDGET // longest)) - len(alive)
+            free = max(1, min(self._max_rows, self._tokens // longest)) - len(alive)
             if batch is None or 4 * free >= len(alive):
                 rows = [waiting.popleft() for _ in range(min(max(free, 1), len(waiting)))]
                 fresh = self._prefill(rows, shared, sampling.repetition_penalty != 1)
@@ -206,7 +202,18 @@ class Decoder:
         return found
 
     def _prefill(self, rows: list[Row], shared: list[int], penalty: bool = False) -> Batch:
-        """Run the rows' own prompts, after the prefix."""
+        """Run the rows' own prompts, after the prefix; several samples of a prompt run it once."""
+        first: dict[tuple[int, ...], Row] = {}
+        for row in rows:
+            first.setdefault(tuple(row.ids), row)
+        if len(first) == len(rows) or not self._can_share:
+            return self._run(rows, shared, penalty)
+        place = {ids: at for at, ids in enumerate(first)}
+        batch = select(self._run(list(first.values()), shared, penalty), [place[tuple(row.ids)] for row in rows])
+        batch.rows = rows
+        return batch
+
+    def _run(self, rows: list[Row], shared: list[int], penalty: bool) -> Batch:
         device, width = self._model.device, max(len(row.ids) for row in rows)
         ids = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in rows], device=device)  # (B, S)
         lengths = torch.tensor([len(row.ids) for row in rows], device=device)
@@ -299,50 +306,3 @@ def attend_with_prefix(
     common, own = weights.split([P, S], dim=-1)
     shared_out = (common.transpose(0, 1).reshape(K, -1, P) @ prefix_value).view(K, B, -1, D).transpose(0, 1)
     return (shared_out + own @ value).reshape(B, H, T, D)
-
-
-class GrowingLayer(DynamicLayer):
-    """A cache layer whose keys and values (B, K, S, D) are views of buffers with room to grow."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.set(key_states, value_states)
-            return self.keys, self.values
-        used, total = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        if total > self.buffers[0].shape[2]:
-            self.buffers = tuple(pad(old, (0, 0, 0, total + 64 - used)) for old in (self.keys, self.values))
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, used:total] = new
-        self.keys, self.values = (buffer[:, :, :total] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def set(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = self.buffers = (keys, values)
-
-
-def select(batch: Batch, alive: list[int]) -> Batch:
-    """The batch with only these rows, and without the slots that none of them uses."""
-    index = torch.tensor(alive, device=batch.mask.device)
-    mask = batch.mask[index]
-    start = int(mask.any(0).int().argmax())
-    for layer in batch.layers:
-        rows = index.to(layer.keys.device)
-        layer.set(*(old[rows, :, start:] for old in (layer.keys, layer.values)))
-    rows = [batch.rows[i] for i in alive]
-    seen = None if batch.seen is None else batch.seen[index]
-    return Batch(rows, batch.layers, mask[:, start:], batch.positions[index], batch.logits[index], seen)
-
-
-def merge(old: Batch, new: Batch) -> Batch:
-    """Both batches' rows side by side, right-aligned."""
-    width = max(old.mask.shape[1], new.mask.shape[1])
-    missing = width - old.mask.shape[1], width - new.mask.shape[1]
-    for one, other in zip(old.layers, new.layers, strict=True):
-        keys = [pad(layer.keys, (0, 0, gap, 0)) for layer, gap in zip((one, other), missing, strict=True)]
-        values = [pad(layer.values, (0, 0, gap, 0)) for layer, gap in zip((one, other), missing, strict=True)]
-        one.set(torch.cat(keys), torch.cat(values))
-    mask = torch.cat([pad(batch.mask, (gap, 0)) for batch, gap in zip((old, new), missing, strict=True)])
-    positions, logits = torch.cat([old.positions, new.positions]), torch.cat([old.logits, new.logits])
-    seen = None if old.seen is None else torch.cat([old.seen, new.seen])
-    return Batch(old.rows + new.rows, old.layers, mask, positions, logits, seen)

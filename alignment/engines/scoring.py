@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from alignment.command_line import Progress, UserError
 from alignment.journal import Journal, key
@@ -52,8 +52,10 @@ def add_scorer_arguments(parser: ArgumentParser) -> None:
 
 
 def scorer_from(args: Namespace) -> Scorer:
-    """The scorer that the flags name. Raises UserError where --reward_model is no reward model."""
-    if (args.reward_model or "").partition("?")[0] == SIMULATED:
+    """The scorer that the flags name. Raises UserError where --reward_model is missing, or no reward model."""
+    if not args.reward_model:
+        raise UserError("--reward_model is missing; give the model that scores")
+    if args.reward_model.partition("?")[0] == SIMULATED:
         return SimulatedScorer(args.reward_model)
     from alignment.training import reward_model
 
@@ -127,14 +129,15 @@ class ServedScorer:
         self._shown = without_key(api_base, self._secrets)
         self._key = (os.environ.get("OPENAI_API_KEY") or "").strip() or "none"
         check_usable(api_base, self._shown, self._key, "--reward_api_base is http://host:port")
-        self.identity = f"served reward {name}"
-        self._name, self._api_base = name, api_base.rstrip("/").removesuffix("/v1")
+        self.identity = f"served reward {model_identity(name)}"  # of the files here, which the server is to have too
+        self._name, self._address = name, urlsplit(api_base)
         self._concurrency, self._timeout = concurrency, timeout
         config = load_pretrained("AutoConfig", name, cache_dir=cache_dir)
         self._template = load_template(
             getattr(config, "prompt_template", "almost"), training_tokenizer(name, cache_dir)
         )
         self._max_length = getattr(config, "reward_max_length", None)
+        self._is_bare = getattr(config, "problem_type", None) == "regression"  # vLLM then has no activation
         self._client: Any = None
 
     def score(self, rows: Sequence[dict], responses: Sequence[str]) -> list[float]:
@@ -151,14 +154,21 @@ class ServedScorer:
         """Raise UserError where the server gives the sigmoid of a reward, which its own default is."""
         import openai
 
+        path = self._address.path.rstrip("/").removesuffix("/v1")  # /classify stands beside it
         self._client = openai.OpenAI(
-            api_key=self._key, base_url=self._api_base, max_retries=RETRIES, timeout=self._timeout
+            api_key=self._key,
+            base_url=self._address._replace(path=path, query="", fragment="").geturl(),
+            default_query=dict(parse_qsl(self._address.query, keep_blank_values=True)),
+            max_retries=RETRIES,
+            timeout=self._timeout,
         )
-        if self._ask([probe]) == self._ask([probe], use_activation=True):
+        if not self._is_bare and self._ask([probe]) == self._ask([probe], use_activation=True):
             raise UserError(f"the server at {self._shown} gives probabilities: it passes over use_activation=false")
 
     def _ask(self, ids: list[list[int]], use_activation: bool = False) -> list[float]:
         import openai
+
+        from alignment.engines.answers import one_line, told_by
 
         body = {"model": self._name, "input": ids, "use_activation": use_activation, "add_special_tokens": False}
         try:
@@ -168,8 +178,8 @@ class ServedScorer:
         except openai.APIConnectionError:
             raise UserError(f"no server answers at --reward_api_base {self._shown}") from None
         except openai.APIStatusError as error:
-            said = without_key(str(error).splitlines()[0][:200], self._secrets)
-            raise UserError(f"the reward server at {self._shown} refuses: {said}") from None
+            said = one_line(told_by(error.response.content)[0], self._secrets)
+            raise UserError(f"the reward server at {self._shown} refuses: {error.status_code} {said}") from None
         except (TypeError, KeyError, ValueError):
             rewards = []
         if len(rewards) != len(ids):

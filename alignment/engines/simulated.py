@@ -14,8 +14,8 @@ from alignment.generation import Reply, Request, Sampling
 
 
 class SimulatedEngine:
-    """A seeded writer: after `Query:` or `Human:` it writes a question, after a dialogue and to messages it answers, and
-    under a schema it fills it. Nothing is random but by seed.
+    """A seeded writer: after `Query:` or `Human:` it writes a question, after a dialogue and to messages it answers,
+    and under a schema it fills it. Nothing is random but by seed.
 
     The model's name may set it: `writer-13b?quality=0.9&latency=0.01&refusals=0.1&malformed=0.1&faults=0.3`. quality in
     [0, 1] makes answers longer and their sentences whole; latency is in seconds per request; the others are shares of
