@@ -131,15 +131,15 @@ def main(args: argparse.Namespace) -> None:
     assistant = assistant_from(args)
     theirs = user_arguments(args)
     user = user_from(args, theirs, assistant.engine)
-    scorer = scorer_from(args) if args.reward_model else None
+    scorer = scorer_from(args) if args.reward_model or args.reward_api_base else None
     read = {
         "inputs": [prompts_file, args.user_prompt_file_path, *filter(None, [args.prompt_file_path])],
         "models": dict.fromkeys([*models_read(args), *models_read(theirs), *models_scored_by(args)]),
         "cache_dir": args.cache_dir,
     }
-    output = args.output_dir / "almost_train.json"
+    output, told = args.output_dir / "almost_train.json", args.output_dir / "self_play.jsonl"
     with claim(output, args, script=__file__, **read) as held:
-        if held.is_done():
+        if held.is_done() and told.exists():
             return print(held.already())
         held.begin()
         dialogues = [Dialogue([prompt]) for prompt in prompts]
@@ -157,7 +157,7 @@ def main(args: argparse.Namespace) -> None:
         ends = Counter(dialogue.ended or WHOLE for dialogue in dialogues)
         if not rows:
             raise UserError(f"no answer came out of {len(prompts)} dialogues ({describe(ends)}); try another model")
-        records.write_whole(args.output_dir / "self_play.jsonl", map(line_of, dialogues))
+        records.write_whole(told, map(line_of, dialogues))
         records.write_whole(output, records.json_list(rows))
         summary = summarise(dialogues, args.seed)
         held.finish({"dialogues": len(dialogues), "ended": dict(ends), "rows": len(rows), "summary": summary})

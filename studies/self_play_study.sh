@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# What reward-guided self-play gains, and how much of it is length: three ways to choose an answer, a policy of each.
+# What reward-guided self-play gains, and PPO after it, and how much of that is length: three ways to choose an answer,
+# a policy of each, and the first of them reinforced.
 #
 #   ANSWERS=results bash studies/self_play_study.sh
 #
 # Hardware   one GPU; or 2 cores and 12 GB for the embedded model
-# Time       4 minutes on an H100 with BACKEND=hf; hours on 2 cores at these sizes
+# Time       about 6 minutes on an H200 with BACKEND=hf SIDE_BY_SIDE=True BATCH_SIZE=1024; hours on 2 cores at these sizes
 # Expected   the table in the README: reward and length on held-out prompts, before and after, with 95% intervals
 #
 # ANSWERS holds <model>/model_outputs.json of AlpacaEval's published results, best model first in RUBRIC: they make the
 # reward model. MODEL writes the prompts, talks to itself once for each way of WAYS, and is trained on what came of it.
-# Every policy, and MODEL as it was, then answers the same HELD_OUT prompts. The same command goes on where it was stopped.
+# The first way's policy is reinforced on RL_PROMPTS others. Every policy, and MODEL as it was, then answers the same
+# HELD_OUT prompts. The same command goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,16 +19,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 MODEL=${MODEL:-saved_models/SmolLM2-135M-Instruct}
 RUBRIC=${RUBRIC:-Qwen1.5-72B-Chat Qwen1.5-14B-Chat Qwen1.5-7B-Chat Qwen1.5-1.8B-Chat}
 OUT=${OUT:-outputs/self_play_study}
-WAYS=${WAYS:-reward random longest}
-PROMPTS=${PROMPTS:-400}          # to talk about
+WAYS=${WAYS:-"reward random longest"}
+PROMPTS=${PROMPTS:-256}          # to talk about
+RL_PROMPTS=${RL_PROMPTS:-256}    # to reinforce on
+RL_STEPS=${RL_STEPS:-12}         # of 256 replies; 0 leaves PPO out
 HELD_OUT=${HELD_OUT:-100}        # to be asked before and after
 COMPARED=${COMPARED:-805}        # instructions that make the reward model
-TOKENS=${TOKENS:-256}            # of an answer at most
+TOKENS=${TOKENS:-192}            # of an answer at most
 BACKEND=${BACKEND:-vllm}
 SEED=${SEED:-0}
-AT_ONCE=${AT_ONCE:-1}            # ways at work side by side: 4 on one large GPU
+SIDE_BY_SIDE=${SIDE_BY_SIDE:-}   # True: all ways at once, on one large GPU
 FLAGS=${FLAGS:-}                 # more flags of train.py
-BATCH_SIZE=${BATCH_SIZE:-256}      # of the hf engine
+RL_FLAGS=${RL_FLAGS:-}           # more flags of train_rl.py
+BATCH_SIZE=${BATCH_SIZE:-256}    # of the hf engine
 PYTHON=${PYTHON:-python}
 engine=(--model_name_or_path "$MODEL" --backend "$BACKEND" --batch_size "$BATCH_SIZE" --seed "$SEED")
 
@@ -47,8 +52,9 @@ $PYTHON eval/run_evaluation.py --benchmark_name pairs --reward_model "$OUT/rewar
 
 # Prompts, the last of which are held out
 $PYTHON synthetic_feedback.py --mode pg --output_dir "$OUT" --prompt_file_path assets/seed_prompts.txt \
-  --num_generation $((PROMPTS + HELD_OUT)) "${engine[@]}"
+  --num_generation $((PROMPTS + RL_PROMPTS + HELD_OUT)) "${engine[@]}"
 tail -n "$HELD_OUT" "$OUT/prompts.txt" > "$OUT/held_out.txt"
+tail -n +$((PROMPTS + 1)) "$OUT/prompts.txt" | head -n "$RL_PROMPTS" > "$OUT/rl_prompts.txt"
 
 # Self-play, a policy of it, and its answers
 ask() { # name, model
@@ -67,13 +73,27 @@ play() { # way
     --seed "$SEED" $FLAGS
   ask "$1" "$OUT/$1/policy"
 }
+reinforce() { # way
+  # shellcheck disable=SC2086
+  $PYTHON train_rl.py --model_name_or_path "$OUT/$1/policy" --data_path "$OUT/rl_prompts.txt" \
+    --reward "$OUT/reward_model" --output_dir "$OUT/ppo/policy" --bf16 True --max_new_tokens "$TOKENS" \
+    --max_steps "$RL_STEPS" --rollout_batch_size 256 --generation_batch_size 256 --mini_batch_size 64 \
+    --learning_rate 5e-6 --save_steps 0 --seed "$SEED" $RL_FLAGS
+  ask ppo "$OUT/ppo/policy"
+}
+finish() { # what runs beside
+  for process in $running; do wait "$process"; done
+  running=
+}
 ask before "$MODEL" &
-running=1
+running=$!
 for way in $WAYS; do
-  if [ "$running" -ge "$AT_ONCE" ]; then wait -n; running=$((running - 1)); fi
+  [ "$SIDE_BY_SIDE" = True ] || finish
   play "$way" &
-  running=$((running + 1))
+  running="$running $!"
 done
-while [ "$running" -gt 0 ]; do wait -n; running=$((running - 1)); done
+finish
+first=${WAYS%% *}
+if [ "$RL_STEPS" -gt 0 ]; then reinforce "$first"; fi
 # shellcheck disable=SC2086
-$PYTHON studies/self_play_table.py "$OUT" --ways $WAYS
+$PYTHON studies/self_play_table.py "$OUT" --ways $WAYS $([ "$RL_STEPS" -gt 0 ] && echo ppo)
