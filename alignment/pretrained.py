@@ -46,6 +46,7 @@ def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
     import transformers
     from safetensors import SafetensorError
 
+    hush()
     try:
         return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
@@ -55,10 +56,19 @@ def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
 def load_tokenizer(name: str, cache_dir: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
+    hush()
     try:
         return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"no tokenizer in {name}: {first_line(error)}") from error
+
+
+def hush() -> None:
+    """Of transformers' own words only errors: its bars and hints are about what no user of a script can change."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def first_line(error: Exception) -> str:

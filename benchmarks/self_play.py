@@ -8,7 +8,7 @@ scoring     all dialogues' candidates in batches of like length, without padding
 generation  self-play's first turn, --num_candidates answers a prompt, beside rg on the same prompts, one answer each.
             Target: at least 0.9 of rg's responses a second; the candidates of a prompt share what its prompt costs.
 
-The candidates scored are those of --self_play, as self_play.py wrote them. The reward model is --model_name_or_path
+The candidates scored are all of --self_play, as self_play.py wrote them. The reward model is --model_name_or_path
 with a new head, whose rewards mean nothing and cost what any do. All ways' rewards are compared.
 """
 
@@ -84,9 +84,9 @@ def score_all(args: argparse.Namespace) -> None:
 
 
 def read_groups(path: Path) -> list[tuple[str, list[str]]]:
-    """(input, the responses that were scored) of each turn."""
+    """(input, its candidates) of each turn, whether the filter keeps them or not: four each, as they were written."""
     turns = [turn for line in path.read_text(encoding="utf-8").splitlines() for turn in json.loads(line)["turns"]]
-    kept = [(turn["input"], [each["output"] for each in turn["candidates"] if not each["dropped"]]) for turn in turns]
+    kept = [(turn["input"], [each["output"] for each in turn["candidates"] if each["output"]]) for turn in turns]
     return [(prompt, responses) for prompt, responses in kept if responses]
 
 
