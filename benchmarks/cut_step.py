@@ -22,7 +22,7 @@ import torch
 from sft_memory import measured_apart, utilisation
 from torch import Tensor
 
-from alignment.command_line import ArgumentParser, boolean, number, run, table
+from alignment.command_line import ArgumentParser, UserError, boolean, number, run, table
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -153,7 +153,10 @@ def read_items(args: Namespace, tokenizer) -> list:
 
     rows = downsampled(read_judgments(args.data_path), 0.25, 42)
     random.Random(0).shuffle(rows)
-    rows = rows[: args.batch_size * (args.steps + 1)]
+    needed = args.batch_size * (args.steps + 1)
+    if len(rows) < needed:
+        raise UserError(f"data {args.data_path}: {len(rows)} rows in the paper's mix, and {needed} are needed")
+    rows = rows[:needed]
     return encode_rows(rows, "cut", load_templates("alpaca", tokenizer), args.cutoff_len).items
 
 

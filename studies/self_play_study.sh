@@ -96,4 +96,5 @@ finish
 first=${WAYS%% *}
 if [ "$RL_STEPS" -gt 0 ]; then reinforce "$first"; fi
 # shellcheck disable=SC2086
-$PYTHON studies/self_play_table.py "$OUT" --ways $WAYS $([ "$RL_STEPS" -gt 0 ] && echo ppo)
+$PYTHON scripts/policy_table.py "$OUT" before $WAYS $([ "$RL_STEPS" -gt 0 ] && echo ppo) \
+  --self_play "$OUT/$first/self_play.jsonl"

@@ -100,6 +100,6 @@ def wide_folder(tmp_path, tokenizer):
 @pytest.fixture
 def quick(monkeypatch):
     """What was saved is loaded again in this process, which a fresh one repeats only in the tests that are about it."""
-    from alignment.training import saving
+    from alignment.training import checking, saving
 
-    monkeypatch.setattr(saving, "ask_fresh_process", lambda folder: saving.verify(str(folder)))
+    monkeypatch.setattr(saving, "ask_fresh_process", lambda folder: checking.verify(str(folder)))

@@ -1,11 +1,15 @@
 """Samples, collators, packing, and the cut of a step into micro-batches."""
 
+import pickle
 import random
+import tracemalloc
 
 import pytest
 import torch
 from conftest import make_llama
 
+from alignment.templates import load_template
+from alignment.training import batches
 from alignment.training.batches import (
     IGNORED,
     Sample,
@@ -13,11 +17,13 @@ from alignment.training.batches import (
     collate,
     collate_packed,
     encode,
+    encode_examples,
     epoch_batches,
     pack,
     plan_step,
 )
 from alignment.training.logps import response_logps, row_sums, speak_logps
+from alignment.training_data import Example
 
 
 def test_encode_cuts_the_prompt_from_the_left_and_never_the_response():
@@ -72,6 +78,31 @@ def test_packed_log_probabilities_are_the_unpacked_ones(attention):
     alone = dict(zip(padded["rows"].tolist(), row_sums(*response_logps(model, padded), 9).tolist(), strict=True))
     among = dict(zip(packed["rows"].tolist(), row_sums(*response_logps(model, packed), 9).tolist(), strict=True))
     assert among == pytest.approx(alone, abs=1e-10 if attention == "sdpa" else 1e-6)  # eager: softmax in fp32
+
+
+def test_a_token_is_kept_in_four_bytes():
+    """200 samples of 500 tokens that are no small numbers, which Python shares: 4 bytes each, and not 36 or more."""
+    ids = [[1000 + n for n in range(500)] for _ in range(200)]
+    tracemalloc.start()
+    try:
+        samples = [Sample(row, line, 1) for row, line in enumerate(ids)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / 100_000 < 6
+    assert samples[7].ids == ids[7] and len(samples[7]) == 500 and samples[7] == Sample(7, ids[7], 1)
+    assert pickle.loads(pickle.dumps(samples[7])) == samples[7]
+
+
+def test_rows_are_tokenised_part_by_part(tokenizer, monkeypatch):
+    """Two rows at a time or all at once: the same items. Of 12 tokens 11 are a response's, and the longer one has
+    2n + 2, its blank and EOS among them: from row 5 on too many."""
+    template = load_template("almost", tokenizer)
+    rows = [Example(n, {"prompt": "a" * n}, ("b" * n, "c" * (2 * n))) for n in range(1, 8)]
+    whole = encode_examples(rows, template, 40)
+    monkeypatch.setattr(batches, "AT_ONCE", 2)
+    assert encode_examples(rows, template, 40) == whole and len(whole[0]) == 7
+    assert encode_examples(rows, template, 12)[1] == [5, 6, 7]
 
 
 def test_packs_are_full_and_hold_everything_once():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -517,6 +518,17 @@ def test_adapter_and_merged_model_carry_the_template(tmp_path, model_folder, dat
     turns = [{"role": "user", "content": "Say 0."}, {"role": "assistant", "content": ROWS[0]["output"]}]
     for folder in (tmp_path / "out", tmp_path / "merged"):
         assert AutoTokenizer.from_pretrained(folder).apply_chat_template(turns, return_dict=False) == line.ids
+
+
+def test_of_several_gpus_the_first_is_used(monkeypatch, capsys):
+    """One process, four cards, no torchrun: said, not refused; and there AdamW is the fused one."""
+    made = SimpleNamespace(n_gpu=4)
+    monkeypatch.setattr("transformers.TrainingArguments", lambda **values: made.__dict__.update(values) or made)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert script.training_arguments(script.parse_args(RELEASED.split()))._n_gpu == 1
+    assert "several GPUs and one process: the first is used" in capsys.readouterr().out
+    assert made.optim == "adamw_torch_fused" and made.bf16
 
 
 def test_exit_code_and_no_traceback(tmp_path, model_folder, data):

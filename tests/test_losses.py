@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alignment.training import trainers
 from alignment.training.losses import bradley_terry, dpo, log1mexp, orpo_odds_ratio, sft
 
 
@@ -40,6 +41,21 @@ def test_dpo():
         beta=0.5,
     )
     assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
+
+
+def test_dpo_step_length_normalized(monkeypatch):
+    """Chosen: log-ratios log 3, log 3 and, at its end token, 0. Rejected: 0 and, at its end token, -2/3 log 3.
+
+    Over 3 and 2 tokens these are 2/3 log 3 and -1/3 log 3: at beta 1 a margin of log 3, and a loss of log(1 + 1/3). The
+    sums' margin is (2 + 2/3) log 3. The reference comes as sums in both.
+    """
+    three, reference = math.log(3), [-4.0, -3.0]
+    logps = torch.tensor([three - 2, three - 1, -1.0, -2.0, -2 / 3 * three - 1])
+    monkeypatch.setattr(trainers, "response_logps", lambda model, batch: (logps, torch.tensor([0, 0, 0, 1, 1])))
+    batch = {"labels": torch.zeros(2, 6), "weights": torch.ones(1), "reference": torch.tensor(reference)}
+    for normalized, margin in ((True, three), (False, 8 / 3 * three)):
+        loss, sums = trainers.dpo_step(None, batch, {"items": 1}, beta=1.0, length_normalized=normalized)
+        assert (loss.item(), sums["margin"].item()) == pytest.approx((math.log1p(math.exp(-margin)), margin))
 
 
 def test_orpo():

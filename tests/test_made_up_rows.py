@@ -1,6 +1,12 @@
 """scripts/made_up_rows.py: every reader takes its file."""
 
+import json
+
+import torch
+from transformers import AutoModelForCausalLM
+
 from alignment.judging import read_judgments
+from alignment.pretrained import training_tokenizer
 from alignment.training.static_hhh import read_comparisons
 from alignment.training_data import read_examples, usable
 from scripts import made_up_rows
@@ -25,6 +31,20 @@ def test_every_reader_takes_its_file(tmp_path, capsys):
         f"\n\nHuman: {judged[3]['instruction']}\n\nAssistant:",
         judged[3]["output"],
     )
+
+
+def test_models_can_be_trained_and_asked(tmp_path, monkeypatch):
+    """Random weights, and a tokenizer of bytes that opens a text, ends one and pads with three tokens of their own. No
+    text is longer than asked for."""
+    monkeypatch.setitem(made_up_rows.SMALL, "num_hidden_layers", 1)
+    made = make(tmp_path / "rows", "--num_rows", "20", "--words", "6", "--models", "llama", "mistral")
+    assert max(len(row["input"].split()) for row in json.loads(made["sft"].read_text())) in (5, 6)
+    tokenizer = training_tokenizer(str(made["mistral"]))
+    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
+    ids = tokenizer("Ö, a?")["input_ids"]
+    assert len(ids) == 7 and tokenizer.decode(ids, skip_special_tokens=True) == "Ö, a?"
+    model = AutoModelForCausalLM.from_pretrained(made["mistral"])
+    assert model.config.sliding_window == 128 and model(torch.tensor([ids])).logits.shape == (1, 7, len(tokenizer))
 
 
 def test_seeded(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import train
 from alignment.command_line import UserError
-from alignment.training import saving
+from alignment.training import checking, saving
 from alignment.training.reward_model import load, score
 
 REPOSITORY = Path(train.__file__).parent
@@ -111,6 +112,38 @@ def test_the_first_loss_by_hand(quick, data, model_folder):
         total -= logps.gather(1, torch.tensor(response)[:, None]).sum().item()
         tokens += len(response)
     assert history(folder)[0] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_length_normalized_dpo_by_hand(quick, data, model_folder):
+    """After one step, loss and margin of the rows are those of plain logits: beta times the difference of the mean
+    log-ratios, a response's end token counted. The kept references are sums, the same that plain DPO reads."""
+    file = data / "pairs.json"
+    one_step = dict(per_device_train_batch_size=21, eval_data_path=file)
+    folder = go(data, model_folder, "dpo", length_normalized=True, **one_step)
+    template = train.load_data(train.parse_args(argv(data, model_folder, "dpo")))[0]
+    models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (folder, model_folder)]
+    margins, sums = [], []
+    for row in json.loads(file.read_text()):
+        prompt, means = template.prompt_ids([row])[0], []
+        for response in template.response_ids([row["chosen"], row["rejected"]]):
+            assert response[-1] == template.end_id
+            with torch.no_grad():
+                found = [model(torch.tensor([prompt + response])).logits.log_softmax(-1)[0] for model in models]
+            policy, reference = (
+                logps[len(prompt) - 1 : -1].gather(1, torch.tensor(response)[:, None]).sum().item() for logps in found
+            )
+            means.append((policy - reference) / len(response))
+            sums.append(reference)
+        margins.append(5 * (means[0] - means[1]))
+    assert history(folder)[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert history(folder, "eval_margin") == pytest.approx([sum(margins) / 21], rel=1e-4)
+    losses = [math.log1p(math.exp(-margin)) for margin in margins]
+    assert history(folder, "eval_loss") == pytest.approx([sum(losses) / 21], rel=1e-4)
+    plain = go(data, model_folder, "dpo", name="plain", **one_step)
+    kept, plains = ({path.name: torch.load(path) for path in run.glob("reference-*.pt")} for run in (folder, plain))
+    assert set(kept) == set(plains) and len(kept) == 2
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, plains[name]) and tensor.flatten().tolist() == pytest.approx(sums, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["sft", "packed", *PAIRS])
@@ -460,7 +493,7 @@ def test_a_fresh_process_refuses_what_was_not_trained(data, model_folder):
             folder / "model.safetensors",
             {"format": "pt"},
         )
-        verdict = saving.verify(str(folder))
+        verdict = checking.verify(str(folder))
         assert not verdict["agrees"] and verdict["single"] > verdict["tolerance"], name
     save_file({k: v for k, v in good.items() if k != "score.weight"}, folder / "model.safetensors", {"format": "pt"})
     assert not saving.ask_fresh_process(folder)["agrees"]
@@ -517,11 +550,31 @@ def torchrun(script, flags, processes=2):
 
 
 def test_sharded_ranks_train_and_save_what_one_does(quick, data, model_folder):
-    """FSDP over two CPU processes: the losses of one process to 1e-6, and a plain checkpoint with its weights."""
-    flags = argv(data, model_folder, "sft", name="two", per_device_train_batch_size=4, fsdp="full_shard")
+    """FSDP over two CPU processes, with checkpoints and two micro-batches, after each of which gradients are reduced.
+    The losses of one process to 1e-6, a plain checkpoint with its weights, and the same when resumed in the middle."""
+    flags = argv(
+        data,
+        model_folder,
+        "sft",
+        name="two",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+        save_strategy="steps",
+        save_steps=2,
+        fsdp="full_shard",
+    )
     done = torchrun("tests/fsdp_on_cpu.py", flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sharded weights: 19" in done.stdout  # of 21: last norm and head stay whole from forward to backward
+    assert "accelerate says DistributedType.FSDP True" in done.stdout and "not reduced" not in done.stdout
+    assert "the other rank loaded 0 weights" in done.stdout
+    whole, losses = weights(data / "two"), history(data / "two")
+    (data / "two.run.json").unlink()
+    resumed = torchrun("tests/fsdp_on_cpu.py", [*flags, "--resume_from_checkpoint", str(data / "two" / "checkpoint-2")])
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert history(data / "two") == losses and len(losses) == 3
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(data / "two").items())
     one = go(data, model_folder, "sft", name="one")
     assert history(data / "two") == pytest.approx(history(one), rel=1e-6)
     for name, tensor in weights(one).items():
@@ -591,6 +644,7 @@ def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, me
         (["--train_reward_model", "--objective", "dpo"], "contradict"),
         (["--packing", "True", "--objective", "dpo"], "--packing is for"),
         (["--control", "length"], "sft has none"),
+        (["--length_normalized", "--objective", "orpo"], "--length_normalized is for --objective dpo"),
         (["--load_in_8bit"], "give --lora_r"),
         (["--evaluation_strategy", "epoch"], "needs --eval_data_path"),
     ],
@@ -604,12 +658,42 @@ def test_mistakes_on_the_command_line(flags, message, capsys):
 @pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit", "adafactor"])
 def test_an_optimiser_that_cannot_step_shards_is_refused(data, model_folder, monkeypatch, optim):
     monkeypatch.setattr(train, "can_shard", lambda: True)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     args = train.parse_args(argv(data, model_folder, "sft", fsdp="full_shard", optim=optim))
     with pytest.raises(UserError, match=f"--optim {optim} cannot step weights that FSDP shards; give adamw_torch"):
         train.translate_fsdp(args)
     args.optim = "adamw_torch_8bit"
     assert train.translate_fsdp(args)[0]["fsdp"]
+
+
+@pytest.mark.parametrize("flags, optim", [([], "adamw_torch_fused"), (["--optim", "sgd"], "sgd")])
+def test_on_cuda_adamw_is_the_fused_one(monkeypatch, data, flags, optim):
+    """Unless another is asked for; and of several cards one process uses the first."""
+    monkeypatch.setattr("transformers.TrainingArguments", lambda **values: SimpleNamespace(n_gpu=2, **values))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = train.training_arguments(train.parse_args([*argv(data, "m", "sft"), *flags]))
+    assert (made.optim, made._n_gpu, made.use_cpu) == (optim, 1, False)
+
+
+def test_a_quantised_base_is_not_sharded(data, monkeypatch):
+    monkeypatch.setattr(train, "can_shard", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    flags = [*argv(data, "m", "sft", lora_r=2), "--load_in_4bit", "--fsdp", "full_shard"]
+    with pytest.raises(UserError, match="--load_in_4bit and --fsdp: .*; leave out --fsdp"):
+        train.translate_fsdp(train.parse_args(flags))
+
+
+def test_sharded_gradients_are_reduced_and_cpu_shards_have_a_backend(data, model_folder, monkeypatch):
+    """--fsdp under torchrun: in every micro-batch; NCCL moves no CPU tensor, so offloaded shards go over gloo."""
+    monkeypatch.setattr(train, "can_shard", lambda: True)
+    flags = [*argv(data, model_folder, "sft"), "--fsdp", "full_shard auto_wrap offload"]
+    values, notes = train.translate_fsdp(train.parse_args(flags))
+    assert values == {} and "torchrun has not started this process" in notes[0]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    values, _ = train.translate_fsdp(train.parse_args(flags))
+    assert values["accelerator_config"] == {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    assert values["ddp_backend"] == "cuda:nccl,cpu:gloo" and values["fsdp_config"]["cpu_offload"]
+    assert "ddp_backend" not in train.translate_fsdp(train.parse_args([*flags, "--fsdp", "full_shard"]))[0]
 
 
 def test_flags_of_transformers_pass():
@@ -619,6 +703,16 @@ def test_flags_of_transformers_pass():
     assert (args.objective, args.learning_rate, args.model_max_length, args.warmup_ratio) == ("sft", 2e-5, 512, 0.03)
     janus = train.parse_args([*base, "--objective", "dpo"])
     assert (janus.beta, janus.learning_rate, janus.model_max_length, janus.warmup_steps) == (0.1, 5e-7, 2048, 10)
+    delta = train.parse_args([*base, "--objective", "dpo", "--length_normalized"])
+    assert (delta.beta, delta.learning_rate, delta.num_train_epochs, delta.model_max_length) == (5, 5e-8, 1, 2048)
+    assert (delta.warmup_ratio, delta.warmup_steps, delta.lr_scheduler_type, delta.weight_decay) == (
+        0.03,
+        None,
+        "cosine",
+        0,
+    )
+    given = train.parse_args([*base, "--objective", "dpo", "--length_normalized", "--beta", "2", "--warmup_steps", "3"])
+    assert (given.beta, given.warmup_steps, given.warmup_ratio, given.learning_rate) == (2, 3, None, 5e-8)
 
 
 def test_exit_code_is_2(data):

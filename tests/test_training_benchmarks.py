@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from benchmarks import hhh, reward_model, sft_memory
+from benchmarks import attention, hhh, reward_model, sft_memory
 
 
 def test_both_ways_have_the_same_loss(model_folder):
@@ -26,6 +27,20 @@ def test_reward_model_ways(model_folder, capsys):
     assert rows == [16, 16] and real[0] == real[1] and padded[0] == 16 * 128 >= padded[1]
     reward_model.main(args)
     assert "the released way (target at least 2.00x)" in capsys.readouterr().out
+
+
+def test_attention_row_by_row_is_its_own_oracle(capsys):
+    """On a CPU there is no other way; rows that begin alike are told, and a mistake in a gradient would be seen."""
+    flags = "--rows 3 --length 24 --shared 8 --heads 4 --kv_heads 2 --head_size 8 --window 6 --repeats 1"
+    attention.main(attention.parse_args(flags.split()))
+    head, _, row = capsys.readouterr().out.splitlines()
+    lengths = attention.lengths_of(attention.parse_args(flags.split()))
+    assert lengths[0] == 24 and min(lengths) >= 9
+    assert f"3 rows, {sum(lengths)} tokens, {sum(lengths) - 16} of them distinct; 4/2 heads of 8, window 6" in head
+    assert row.startswith("row by row") and row.endswith("0.0e+00")
+    one, nan = torch.tensor([2.0, -4.0]), torch.tensor([float("nan"), 0.0])
+    assert attention.difference([one, one + 1], [one, one]) == 0.25
+    assert attention.difference([nan], [one]) == float("inf")
 
 
 def test_hhh_ways_give_the_same_verdicts(tmp_path, model_folder, capsys):

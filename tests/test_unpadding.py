@@ -6,8 +6,9 @@ from conftest import make_llama
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from alignment.training import unpadding
 from alignment.training.batches import Sample, collate_packed
-from alignment.training.unpadding import BY_ROW, shared_rows, unpad, window_mask
+from alignment.training.unpadding import BY_ROW, computed_in, shared_rows, unpad, window_mask
 
 SMALL = dict(
     vocab_size=97,
@@ -110,6 +111,82 @@ def test_a_tree_of_rows():
     assert line.tolist() == [1, 2, 3, 4] and line[rows.source].tolist() == [1, 2, 3, 1, 2, 1, 4]
     assert rows.source.tolist() == [0, 1, 2, 0, 1, 0, 3]
     assert shared_rows(torch.tensor([1, 2, 3, 4]), [2, 2]).kept is None  # nothing in common: the line is all tokens
+
+
+def rows_of_any_length(query, key, value, borders, same, longest, most, *, scale, window_size, enable_gqa=False):
+    """What the kernel computes, plainly: (N, heads, d) of rows between `borders`, each seen by itself alone."""
+    assert torch.equal(borders, same) and borders.dtype == torch.int32 and longest == most == borders.diff().max()
+    groups = query.shape[1] // key.shape[1]
+    behind, ahead = window_size
+    found = []
+    for start, end in zip(borders[:-1], borders[1:], strict=True):
+        q, k, v = (each[start:end].transpose(0, 1) for each in (query, key, value))
+        scores = scale * q @ k.repeat_interleave(groups, 0).transpose(1, 2)
+        at = torch.arange(end - start)
+        seen = (at <= at[:, None] + ahead) & ((at[:, None] - at <= behind) | (behind < 0))
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        found.append((weights @ v.repeat_interleave(groups, 0)).transpose(0, 1))
+    return torch.cat(found)
+
+
+def transformers_flash(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **kwargs):
+    """transformers' flash attention of one line: the same, asked as it is asked."""
+    assert attention_mask is None and kwargs["max_length_q"] == kwargs["max_length_k"]
+    states = (each[0].transpose(0, 1) for each in (query, key, value))
+    borders, longest = (kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]), [kwargs["max_length_q"]] * 2
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    return rows_of_any_length(*states, *borders, *longest, scale=scaling, window_size=window)[None], None
+
+
+@pytest.mark.parametrize("attention", ["at once", "flash_attention_2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("batch", [batch_of([9, 3, 12, 1]), tree_of(*TREE), None])
+def test_one_kernel_for_all_rows_gives_the_same(monkeypatch, attention, name, batch):
+    """Torch's kernel and the package's, for which a plain one stands in: rows, a tree of rows and a packed line."""
+    if batch is None:
+        samples = [Sample(n, list(range(3, 3 + size)), 1) for n, size in enumerate((7, 2, 5))]
+        packed = collate_packed([tuple(samples[:2]), tuple(samples[2:])], 0)
+        batch = {key: packed[key] for key in ("input_ids", "position_ids")}
+    model = unpad(model_of(name))
+    expected = model(**batch).logits
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()), allow_unused=True)
+
+    called = []
+    monkeypatch.setattr(unpadding, "varlen_attn", lambda *a, **k: called.append(1) or rows_of_any_length(*a, **k))
+    monkeypatch.setattr(
+        unpadding, "flash_attention_forward", lambda *a, **k: called.append(1) or transformers_flash(*a, **k)
+    )
+    if attention == "at once":
+        monkeypatch.setattr(unpadding, "fits_kernel", lambda *_, **__: True)
+    else:
+        model.config._attn_implementation = attention
+    found = model(**batch).logits
+    assert len(called) == 2  # one a layer
+    assert torch.allclose(found, expected, atol=1e-6)
+    gradients = torch.autograd.grad(found.square().sum(), list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        assert ours is None or torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_kernel_is_for_16_bits_on_cuda():
+    """Fake tensors on a card: bf16 fits, and fp32 where autocast makes bf16 of it; no dropout, no odd heads."""
+    from torch._subclasses import FakeTensorMode
+
+    def states(size, dtype=torch.bfloat16):
+        return torch.empty(1, 4, 8, size, device="cuda", dtype=dtype)
+
+    with FakeTensorMode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unpadding, "has_flash", lambda device: True)
+        half, full = states(64), states(64, torch.float32)
+        assert unpadding.fits_kernel(half, half, scaling=1.0, sliding_window=4)
+        assert not unpadding.fits_kernel(full, full) and not unpadding.fits_kernel(half, half, dropout=0.1)
+        assert not unpadding.fits_kernel(states(60), states(60)) and not unpadding.fits_kernel(half, states(32))
+        patch.setattr(unpadding, "computed_in", lambda states: torch.bfloat16)
+        assert unpadding.fits_kernel(full, half)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert computed_in(torch.ones(1)) == torch.bfloat16
+    assert computed_in(torch.ones(1)) == torch.float32
+    assert not unpadding.fits_kernel(*[torch.empty(1, 4, 8, 64, dtype=torch.bfloat16)] * 2)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])

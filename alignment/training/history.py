@@ -53,19 +53,22 @@ class History(TrainerCallback):
 
 
 PANELS = ("loss", "accuracy", "margin", "learning_rate", "grad_norm")
+ACROSS = 5  # panels in a line of the picture
 
 
-def draw_history(history: Sequence[dict], path: Path) -> None:
-    """Loss, accuracy, margin, learning rate and gradient norm over steps, those that the run has; eval as dots."""
+def draw_history(history: Sequence[dict], path: Path, panels: Sequence[str] = PANELS) -> None:
+    """Each panel's number over steps, those that the run has; eval as dots."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("matplotlib is not installed: history.jsonl is written, history.png is not")
         return
-    names = [name for name in PANELS if any(name in line for line in history)]
-    figure = Figure(figsize=(4 * max(len(names), 1), 3), layout="constrained")
+    names = [name for name in panels if any(name in line for line in history)]
+    across = min(max(len(names), 1), ACROSS)
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(4 * across, 3 * max(down, 1)), layout="constrained")
     for place, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), place + 1, title=name.replace("_", " "), xlabel="step")
+        axes = figure.add_subplot(down, across, place + 1, title=name.replace("_", " "), xlabel="step")
         for key, style in ((name, "-"), (f"eval_{name}", "o"), (f"longer_wins_{name}", ":")):
             points = [(line["step"], line[key]) for line in history if key in line]
             if points:

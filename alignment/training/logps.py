@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignment.training.batches import IGNORED
-from alignment.training.unpadding import unpad
+from alignment.training.unpadding import computed_in, unpad
 
 # Logits alive at once: 64 MiB in fp32 on a CPU. A trained head's gradient is summed up chunk by chunk, and a GPU adds
 # so much more slowly than it multiplies that it wants a thousand positions or so in each
@@ -128,11 +128,6 @@ def token_logps(
         for states, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(pieces).sum() if summed else torch.cat(pieces)
-
-
-def computed_in(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def _chunk_logps(logits_of: Any, states: Tensor, ids: Tensor) -> Tensor:

@@ -35,7 +35,10 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def dpo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
-    """DPO, eq. 7: -log σ(β [log π/π_ref (y_w|x) - log π/π_ref (y_l|x)]). Sums of log-probabilities, (B,) -> (B,)."""
+    """DPO, eq. 7: -log σ(β [log π/π_ref (y_w|x) - log π/π_ref (y_l|x)]). Sums of log-probabilities, (B,) -> (B,).
+
+    Of sums divided by the response's tokens it is length-normalised DPO, as delta learning (arXiv 2507.06187) has it.
+    """
     return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
 
 

@@ -26,6 +26,8 @@ from alignment.training.batches import Sample, budgeted_batches, collate, encode
 from alignment.training.unpadding import unpad
 from alignment.training_data import Example
 
+REWARD_FACTS = ("reward_mean", "reward_std", "reward_min", "reward_max", "reward_max_length")  # training left in config
+
 
 def load(
     path: str, *, device: str | None = None, dtype: Any = "auto", cache_dir: str | Path | None = None
@@ -64,7 +66,7 @@ def check(path: str, cache_dir: str | Path | None = None) -> Any:
 def load_adapter(path: str, config: Any, tokenizer: Any, dtype: Any) -> nn.Module:
     base = load_base("AutoModelForSequenceClassification", path, dtype, tokenizer, num_labels=1)
     model = with_adapter(base, Path(path)).merge_and_unload()
-    model.config.update({key: getattr(config, key) for key in ("reward_mean", "reward_std") if hasattr(config, key)})
+    model.config.update({key: getattr(config, key) for key in REWARD_FACTS if hasattr(config, key)})
     return model
 
 

@@ -3,13 +3,8 @@
     verdict = save_trained(trainer, folder, template, kind="reward")   # train.py and CUT, on all ranks
     verdict = save_checked(folder, write, check, release)              # merge.py
 
-    python -m alignment.training.saving outputs/rm                     # again, by hand: a line of JSON; 0 where equal
-
-Everything is written into a folder inside `folder`, with `check.json`: ids of up to 8 rows and what the model in memory
-gave each, the reward, or the mean log-probability of the response's tokens. A fresh process, which knows nothing but
-that folder, must find the same values: in fp32, alone and in one padded batch, and in bf16 within tolerance. Only then
-are the files moved in. "exact" is false where the trained model could only be asked in half precision (FSDP, quantised
-weights); then that tolerance holds for all.
+Everything is written into a folder inside `folder`, with what the model in memory gives a few rows. The files are moved
+in only once a fresh process has loaded them and found the same (checking.py).
 """
 
 from __future__ import annotations
@@ -18,40 +13,31 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from alignment.adapters import load_base, with_adapter
-from alignment.command_line import REPOSITORY, UserError
-from alignment.pretrained import ADAPTER_CONFIG, is_model_file, load_pretrained, padding_id, training_tokenizer
+from alignment.command_line import UserError, say
+from alignment.pretrained import is_model_file, padding_id
 from alignment.run_cards import ASIDE
 from alignment.templates import Template, chat_template
-from alignment.training.batches import Sample, collate
-from alignment.training.logps import answering, response_logps, row_means, speak_logps
-from alignment.training.reward_model import batch_rewards
-from alignment.training.reward_model import load as load_reward_model
+from alignment.training.batches import Sample
+from alignment.training.checking import HALF_PASSES, PASSES, ROWS, ask_fresh_process, values
+from alignment.training.logps import answering
+from alignment.training.room import fits, size
 
 if TYPE_CHECKING:
     from alignment.training.trainers import AlignmentTrainer
 
-# Allowed difference, times max(1, |value|). Computing in bf16 moves a reward of SmolLM2-135M by up to 0.13
-FP32, BF16 = 2e-4, 0.25
-ROWS = 8
-# What a fresh process asks: (name, dtype, rows a batch)
-PASSES = (("single", "float32", 1), ("padded", "float32", ROWS), ("bf16", "bfloat16", ROWS))
-
-
-# Write, load again, compare
+# Write, have it checked, move it in
 
 
 def save_checked(
@@ -103,68 +89,6 @@ def move_in(aside: Path, folder: Path) -> None:
             path.unlink()
 
 
-def ask_fresh_process(folder: Path) -> dict:
-    """`verify` in a process of its own. Raises UserError where that cannot load the folder."""
-    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    alone["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), alone.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "alignment.training.saving", str(folder)]
-    done = subprocess.run(command, env=alone, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    if not lines or done.returncode not in (0, 1):
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise UserError(f"{folder.parent}: what was saved cannot be loaded again: {said}")
-    return json.loads(lines[-1])
-
-
-def verify(folder: str) -> dict:
-    """Differences of the saved model to the one in memory, by pass; `agrees` says whether all are within tolerance."""
-    check = json.loads((Path(folder) / "check.json").read_text())
-    samples = [Sample(**sample) for sample in check["samples"]]
-    device = check.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    tolerance, found, agrees = FP32 if check["exact"] else BF16, {}, True
-    for name, dtype, batch_size in check.get("passes", PASSES):
-        dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-        if check["kind"] == "reward":
-            model = load_reward_model(folder, device=device, dtype=dtype)[0]
-        else:
-            model = load_policy(folder, dtype, device)
-        found[name] = differences(check["values"], values(model, samples, check["pad_id"], check["kind"], batch_size))
-        agrees = agrees and found[name] <= (BF16 if name == "bf16" else tolerance)
-        del model
-    return {"rows": len(samples), "tolerance": tolerance, "tolerance_bf16": BF16, **found, "agrees": agrees}
-
-
-def values(model, samples: list[Sample], pad_id: int, kind: str, batch_size: int) -> list[float]:
-    """The model's value of each sample: "reward", or "logps" for the mean token log-probability of the response."""
-    found: list[float] = []
-    with torch.no_grad():
-        for start in range(0, len(samples), batch_size):
-            batch = collate([(sample,) for sample in samples[start : start + batch_size]], pad_id)
-            if kind == "reward":
-                found += batch_rewards(model, batch).tolist()
-            else:
-                device = next(model.parameters()).device
-                logps, rows = response_logps(model, {name: value.to(device) for name, value in batch.items()})
-                found += row_means(logps, rows, len(batch["labels"])).tolist()
-    return found
-
-
-def load_policy(folder: str, dtype: torch.dtype | str, device: str) -> Any:
-    placed = {"device_map": device} if device == "auto" else {}
-    if (Path(folder) / ADAPTER_CONFIG).exists():
-        base = speak_logps(load_base("AutoModelForCausalLM", folder, dtype, training_tokenizer(folder)))
-        model = with_adapter(base, Path(folder))
-    else:
-        model = speak_logps(load_pretrained("AutoModelForCausalLM", folder, dtype=dtype, **placed))
-    return (model if placed else model.to(device)).eval()
-
-
-def differences(expected: list[float], found: list[float]) -> float:
-    """The largest difference, in units of max(1, |expected|); infinite where a value is no number."""
-    gaps = [abs(a - b) / max(1.0, abs(a)) for a, b in zip(expected, found, strict=True)]
-    return max(gap if gap == gap else float("inf") for gap in gaps)
-
-
 # The end of a training
 
 
@@ -182,7 +106,7 @@ def save_trained(
     `kind` is "reward" or "logps"; `reward_statistics` leaves the rewards' mean and deviation in the config; `also`
     writes more into the folder. All ranks call it, as all gather a sharded model; the first gets the verdict.
     """
-    dtype = dtype_to_tell(trainer)
+    dtype, weights = dtype_to_tell(trainer), size(trainer.accelerator.unwrap_model(trainer.model_wrapped))
     round_weights(trainer)
     if reward_statistics:
         keep_reward_statistics(trainer)
@@ -190,13 +114,18 @@ def save_trained(
     check = {
         "kind": kind,
         "exact": answers_in_fp32(trainer),
+        "weights": weights,
+        "passes": PASSES if fits(weights, torch.float32, trainer.args.device) else HALF_PASSES,
         "pad_id": padding_id(trainer.processing_class),
         "samples": [{"row": each.row, "ids": each.ids, "prompt_length": each.prompt_length} for each in samples],
         "values": values_of(trainer, samples, kind),
     }
-    state = whole_state(trainer)
+    if check["passes"] is HALF_PASSES:
+        say(f"{weights:,} weights in fp32 do not fit the free memory of the card: what was saved is asked in bf16")
+    state, meet = whole_state(trainer), meeting(trainer)
     if not trainer.args.should_save:
-        return None
+        release(trainer)
+        return meet()
 
     def write(aside: Path) -> None:
         write_model(trainer, state, dtype, aside)
@@ -206,7 +135,24 @@ def save_trained(
         also(aside)
         state.clear()
 
-    return save_checked(folder, write, check, lambda: release(trainer))
+    verdict = save_checked(folder, write, check, lambda: release(trainer))
+    meet()
+    return verdict
+
+
+def meeting(trainer: AlignmentTrainer) -> Callable[[], None]:
+    """Where ranks wait for the first while it has its files looked at, which may take longer than NCCL would wait."""
+    if trainer.accelerator.num_processes == 1:
+        return lambda: None
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def meet() -> None:
+        try:
+            torch.distributed.barrier(group)
+        except RuntimeError as error:
+            raise UserError("the first process has ended, and has said why") from error
+
+    return meet
 
 
 def saved_dtype(trainer: AlignmentTrainer) -> torch.dtype:
@@ -237,11 +183,12 @@ def round_weights(trainer: AlignmentTrainer) -> None:
 
 
 def keep_reward_statistics(trainer: AlignmentTrainer, items: int = 128) -> None:
-    """Mean and deviation of the rewards of the first pairs, both sides, into the config (--normalize_reward)."""
+    """Mean, deviation and range of the rewards of the first pairs, both sides, into the config (--normalize_reward)."""
     samples = first_samples(trainer, min(items, len(trainer.train_dataset)), both=True)
     rewards = torch.tensor(values_of(trainer, samples, "reward"))
     config = trainer.accelerator.unwrap_model(trainer.model_wrapped).config
     config.reward_mean, config.reward_std = rewards.mean().item(), rewards.std().item()
+    config.reward_min, config.reward_max = rewards.min().item(), rewards.max().item()
 
 
 def first_samples(trainer: AlignmentTrainer, rows: int, both: bool = False) -> list[Sample]:
@@ -251,9 +198,13 @@ def first_samples(trainer: AlignmentTrainer, rows: int, both: bool = False) -> l
 
 
 def answers_in_fp32(trainer: AlignmentTrainer) -> bool:
-    """Whether `values_of` computes in fp32: not where FSDP gathers in 16 bits, nor for a quantised base."""
+    """Whether `values_of` computes in fp32: not where FSDP gathers in 16 bits, the base is quantised, or fp32 does not
+    fit."""
     half = trainer.args.bf16 or trainer.args.fp16
-    return not (half and trainer.is_fsdp_enabled) and not getattr(trainer.model, "is_quantized", False)
+    sharded_in_half = half and trainer.is_fsdp_enabled
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    whole = fits(size(model), torch.float32, trainer.args.device)
+    return whole and not sharded_in_half and not getattr(trainer.model, "is_quantized", False)
 
 
 def values_of(trainer: AlignmentTrainer, samples: Sequence[Sample], kind: str) -> list[float]:
@@ -276,8 +227,9 @@ def whole_state(trainer: AlignmentTrainer) -> dict[str, Tensor]:
     one = {name: first.setdefault(id(weight), name) for name, weight in model.named_parameters(remove_duplicate=False)}
     whole: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        tensor = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if trainer.args.should_save:
+            tensor = tensor.cpu() if sharded else tensor
             cast = tensor.is_floating_point() and not is_adapter(trainer)
             same = whole.get(one.get(name, name))
             whole[name] = (tensor.to(saved_dtype(trainer)) if cast else tensor) if same is None else same
@@ -290,6 +242,7 @@ def write_model(trainer: AlignmentTrainer, state: dict[str, Tensor], dtype: torc
     model.config.use_cache = True
     model.save_pretrained(folder, state_dict=state)
     if not (folder / "config.json").exists():  # an adapter; the reward model's own facts are in the config
+        model.config.architectures = [type(model.get_base_model()).__name__.removeprefix("FSDP")]
         model.config.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
@@ -313,14 +266,8 @@ def write_generation_config(trainer: AlignmentTrainer, template: Template, folde
 
 
 def release(trainer: AlignmentTrainer) -> None:
-    """Give the memory back, for the fresh process that looks at what was saved."""
+    """Give the memory back, for the fresh process that looks at what was saved. The caller holds no model either."""
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     handler = trainer.callback_handler
     handler.model = handler.optimizer = handler.lr_scheduler = None
     trainer.accelerator.free_memory()
-
-
-if __name__ == "__main__":
-    report = verify(sys.argv[1])
-    print(json.dumps(report))
-    sys.exit(0 if report["agrees"] else 1)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from alignment.command_line import UserError
+from alignment.command_line import UserError, say
 from alignment.training import losses
 from alignment.training.batches import IGNORED, Item, budgeted_batches, epoch_batches
 from alignment.training.history import Bar, History
@@ -49,11 +49,18 @@ def reward_step(model: nn.Module, batch: Batch, totals: dict[str, Tensor]) -> tu
     return loss, pair_sums(batch, chosen, rejected) | {"longer_wins_accuracy": (batch["weights"] * longer).sum()}
 
 
-def dpo_step(model: nn.Module, batch: Batch, totals: dict[str, Tensor], beta: float):
-    """Mean over the step's pairs of sums of log-probabilities against the reference's, `batch["reference"]` (2B,)."""
+def dpo_step(
+    model: nn.Module, batch: Batch, totals: dict[str, Tensor], beta: float, length_normalized: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over the step's pairs of sums of log-probabilities against the reference's, `batch["reference"]` (2B,).
+
+    `length_normalized` divides both by the response's tokens, so the margin is what the loss sees in either case.
+    """
     logps, rows = response_logps(model, batch)
-    chosen, rejected = row_sums(logps, rows, len(batch["labels"])).chunk(2)
-    ref_chosen, ref_rejected = batch["reference"].chunk(2)
+    sums = row_sums(logps, rows, len(batch["labels"]))  # (2B,)
+    tokens = torch.bincount(rows, minlength=len(sums)) if length_normalized else 1
+    chosen, rejected = (sums / tokens).chunk(2)
+    ref_chosen, ref_rejected = (batch["reference"] / tokens).chunk(2)
     pair_losses = losses.dpo(chosen, rejected, ref_chosen, ref_rejected, beta)
     loss = (batch["weights"] * pair_losses).sum() / totals["items"]
     return loss, pair_sums(batch, beta * (chosen - ref_chosen), beta * (rejected - ref_rejected))
@@ -146,6 +153,13 @@ def return_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, 1 MB for good
+
+
+def use_first_gpu(args: TrainingArguments) -> None:
+    """One process that sees several GPUs would spread a batch over them, which no objective here allows: the first."""
+    if args.n_gpu > 1:
+        say("several GPUs and one process: the first is used; start with torchrun --nproc_per_node=N to use N")
+        args._n_gpu = 1
 
 
 class AlignmentTrainer(Trainer):

@@ -4,12 +4,13 @@ and what rows have in common at their beginning is computed once.
     model = unpad(AutoModelForCausalLM.from_pretrained(path))     # or a ...ForSequenceClassification
     model(input_ids=ids, attention_mask=mask)                     # (B, T) in, (B, T, ...) out, as before
 
-All rows of a batch go through the layers as one line of their tokens, and attention is computed row by row, so that no
-row sees another and no mask is made. Rows that begin alike (the prompt of a chosen and a rejected response, a
-template's header) have the same states there, and share them: a tree of rows, of which every token is in the line once.
-Gradients are the same too. Dropout draws one noise for a token that is shared.
+All rows of a batch go through the layers as one line of their tokens, and attention keeps the rows apart, so that no
+row sees another and no mask is made: by one kernel for all rows in 16 bits on CUDA, else row by row. Rows that begin
+alike (the prompt of a chosen and a rejected response, a template's header) have the same states there, and share them:
+a tree of rows, of which every token is in the line once. Gradients are the same too. Dropout draws one noise for a
+token that is shared.
 
-Flash attention takes padding out in its own kernels, and shares nothing. Packed lines, which restart their
+With `flash_attention_2` and its like, the package's own kernels do the same. Packed lines, which restart their
 `position_ids` (batches.collate_packed), are taken apart in the same way. What cannot be computed so (a cache or all
 layers' states are asked for, the attention is not transformers' own, layers carry a state from token to token) is
 computed as before.
@@ -18,21 +19,29 @@ computed as before.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BY_ROW = "sdpa_by_row"
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 WORTH_SHARING = 0.95  # of the tokens; attention then gathers its inputs, which costs a little
 ASKS_MORE = ("past_key_values", "use_cache", "output_hidden_states", "output_attentions")
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+# torch 2.11 groups heads without being asked, later ones want the flag
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 WHOLE_LAYERS = {"full_attention", "sliding_attention"}  # of config.layer_types: they mix tokens by attention alone
 
 
@@ -51,15 +60,64 @@ def attention_by_row(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
-    states = [query, key, value]
-    if rows.source is not None:
-        states = [each.index_select(2, rows.source) for each in states]  # (1, heads, N, d)
-    found = []
-    for row in zip(*(each.split(rows.lengths, dim=2) for each in states), strict=True):
-        mask = window_mask(row[0], sliding_window)
-        found.append(sdpa_attention_forward(module, *row, mask, sliding_window=sliding_window, **kwargs)[0])
-    output = torch.cat(found, dim=1)  # (1, N, heads, d)
-    return output if rows.kept is None else output.index_select(1, rows.kept), None
+    states = rows.spread(query, key, value)
+    if fits_kernel(query, value, **kwargs):
+        output = attention_at_once(*states, rows, sliding_window, kwargs.get("scaling"))  # (1, N, heads, d)
+    else:
+        found = []
+        for row in zip(*(each.split(rows.lengths, dim=2) for each in states), strict=True):
+            mask = window_mask(row[0], sliding_window)
+            found.append(sdpa_attention_forward(module, *row, mask, sliding_window=sliding_window, **kwargs)[0])
+        output = torch.cat(found, dim=1)
+    return rows.gathered(output), None
+
+
+def flash_by_row(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    rows: Rows | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' flash attention, and the same with `rows`."""
+    if rows is None:
+        return flash_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    ends = {"cu_seq_lens_q": rows.borders, "cu_seq_lens_k": rows.borders}
+    ends |= {"max_length_q": max(rows.lengths), "max_length_k": max(rows.lengths)}
+    output, _ = flash_attention_forward(module, *rows.spread(query, key, value), None, **kwargs | ends)
+    return rows.gathered(output), None
+
+
+def attention_at_once(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, window: int | None, scaling: float | None
+) -> Tensor:
+    """States (1, heads, N, d) of all rows' tokens -> (1, N, heads, d), by one kernel that keeps the rows apart."""
+    dtype = computed_in(query)  # rotary positions leave queries and keys in fp32 under autocast
+    states = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))  # (N, heads, d)
+    longest = max(rows.lengths)
+    behind = -1 if window is None or longest <= window else window - 1  # tokens seen before oneself; -1: all
+    borders = rows.borders, rows.borders
+    return varlen_attn(*states, *borders, longest, longest, scale=scaling, window_size=(behind, 0), **GROUPED)[None]
+
+
+def fits_kernel(query: Tensor, value: Tensor, dropout: float = 0.0, position_bias: Any = None, **_: Any) -> bool:
+    """Whether torch's attention over rows of any length, which is flash attention, computes this."""
+    size = query.shape[-1]
+    plain = not dropout and position_bias is None and size == value.shape[-1] <= 256 and size % 8 == 0
+    return query.is_cuda and plain and computed_in(query) in KERNEL_DTYPES and has_flash(query.device)
+
+
+@functools.cache
+def has_flash(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def computed_in(states: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product of these would be computed here."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def window_mask(query: Tensor, window: int | None) -> Tensor | None:
@@ -74,18 +132,29 @@ def window_mask(query: Tensor, window: int | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Rows:
-    """How N tokens of rows, one row after the other, are a line of M <= N tokens: `kept` (M,) are the tokens that are
-    in the line, and `source` (N,) is the place in it of each token's like. Both None where M = N."""
+    """How N tokens of R rows, one row after the other, are a line of M <= N tokens: `kept` (M,) are the tokens that are
+    in the line, and `source` (N,) is the place in it of each token's like. Both None where M = N. `borders` (R+1,) in
+    int32 are the rows' beginnings and the end, made once a batch and not in each layer."""
 
     lengths: list[int]
+    borders: Tensor
     kept: Tensor | None = None
     source: Tensor | None = None
+
+    def spread(self, *states: Tensor) -> Sequence[Tensor]:
+        """States (1, heads, M, d) of the line's tokens -> (1, heads, N, d) of all."""
+        return states if self.source is None else [each.index_select(2, self.source) for each in states]
+
+    def gathered(self, output: Tensor) -> Tensor:
+        """(1, N, heads, d) of all tokens -> (1, M, heads, d) of the line's."""
+        return output if self.kept is None else output.index_select(1, self.kept)
 
 
 def shared_rows(ids: Tensor, lengths: list[int]) -> Rows:
     """Rows (N,) of these lengths as a tree, where they have enough in common to be worth it."""
     rows = [row.tolist() for row in ids.cpu().split(lengths)]
     first = [0, *itertools.accumulate(lengths)]
+    borders = torch.tensor(first, dtype=torch.int32, device=ids.device)
     places: list[list[int]] = [[] for _ in rows]
     kept: list[int] = []
     before = None
@@ -96,13 +165,15 @@ def shared_rows(ids: Tensor, lengths: list[int]) -> Rows:
         kept += own
         before = number
     if len(kept) > WORTH_SHARING * len(ids):
-        return Rows(lengths)
+        return Rows(lengths, borders)
     source = [place for row in places for place in row]
-    return Rows(lengths, *(torch.tensor(each, device=ids.device) for each in (kept, source)))
+    return Rows(lengths, borders, *(torch.tensor(each, device=ids.device) for each in (kept, source)))
 
 
 AttentionInterface.register(BY_ROW, attention_by_row)
 AttentionMaskInterface.register(BY_ROW, sdpa_mask)
+for flash in FLASH:
+    AttentionInterface.register(flash, flash_by_row)
 
 
 def unpad(model: nn.Module) -> nn.Module:
@@ -134,29 +205,28 @@ def can_unpad(model: nn.Module) -> bool:
     config = model.config.get_text_config()
     is_whole = set(getattr(config, "layer_types", None) or []) <= WHOLE_LAYERS
     is_stateless = not getattr(model, "_is_stateful", False) and not getattr(config, "is_encoder_decoder", False)
-    known = config._attn_implementation == "sdpa" or "flash_attention" in str(config._attn_implementation)
+    known = config._attn_implementation in ("sdpa", *FLASH)
     looks_back = not getattr(config, "use_bidirectional_attention", False)
     return bool(model._supports_attention_backend) and is_whole and is_stateless and looks_back and known
 
 
 def unpadded_forward(forward: Any, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any):
     """The decoder's output for (B, T) ids, its last hidden state (B, T, H) zero where there is padding."""
-    by_row = forward.__self__.config._attn_implementation == BY_ROW
     if attention_mask is None:
         real = torch.ones_like(input_ids, dtype=torch.bool)
         positions = inputs["position_ids"].flatten()  # (N,), and each 0 opens a row
-        starts = (positions == 0).nonzero()[:, 0]
-        rows = Rows(F.pad(starts, (0, 1), value=len(positions)).diff().tolist())
+        borders = F.pad((positions == 0).nonzero()[:, 0], (0, 1), value=len(positions))
+        rows = Rows(borders.diff().tolist(), borders.int())
     else:
         real = attention_mask.bool()
         positions = (real.cumsum(1) - 1)[real]
-        rows = shared_rows(input_ids[real], real.sum(1).tolist()) if by_row else Rows([])
+        rows = shared_rows(input_ids[real], real.sum(1).tolist())
     line = slice(None) if rows.kept is None else rows.kept
     inputs |= {"position_ids": positions[line][None], "use_cache": False}
     # An empty mask of four dimensions is one that transformers takes for made; flash kernels want none
     made = input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
-    own = {"attention_mask": made, "rows": rows} if by_row else {"attention_mask": None}
-    output = forward(input_ids[real][line][None], **inputs, **own)
+    mask = made if forward.__self__.config._attn_implementation == BY_ROW else None
+    output = forward(input_ids[real][line][None], attention_mask=mask, rows=rows, **inputs)
     hidden = output.last_hidden_state[0]  # (M, H)
     hidden = hidden if rows.source is None else hidden.index_select(0, rows.source)  # (N, H)
     output.last_hidden_state = hidden.new_zeros(*input_ids.shape, hidden.shape[-1]).masked_scatter(
