@@ -56,7 +56,8 @@ def check(path: str, cache_dir: str | Path | None = None) -> Any:
     made_for = (config.architectures or [""])[0]
     if config.num_labels != 1:
         raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
-    if made_for.endswith(("ForCausalLM", "LMHeadModel")):
+    is_adapter = (Path(path) / ADAPTER_CONFIG).exists()  # whose config may name the class of its base
+    if made_for.endswith(("ForCausalLM", "LMHeadModel")) and not is_adapter:
         raise UserError(
             f"{path} is no reward model: its config names {made_for}; train.py --objective reward makes one"
         )
