@@ -29,6 +29,7 @@ from alignment.pretrained import check_model, load_pretrained, training_tokenize
 from alignment.records import read_prompts, read_rows
 from alignment.run_cards import Run, checkpoint_to_resume, claim
 from alignment.templates import load_template
+from alignment.training import let_memory_grow
 from alignment.training.rewards import add_reward_arguments, judge_from, read_by
 from alignment.training_data import prompt_of
 from train import UNSHARDED_OPTIMISERS
@@ -118,7 +119,7 @@ def build_parser() -> ArgumentParser:
     flag("--weight_decay", type=share, default=0.0, help="default 0")
     flag("--warmup_steps", type=number(int, 0), default=0, help="default 0")
     flag("--lr_scheduler_type", default="constant", help="default constant")
-    flag("--optim", default="adamw_torch", help="default adamw_torch")
+    flag("--optim", help="default adamw_torch, on CUDA adamw_torch_fused")
     flag("--max_grad_norm", type=number(float, 0, above=True), default=1.0, help="of policy and values; default 1")
     flag("--seed", type=int, default=42, help="of prompts, replies and mini-batches; default 42")
     # checkpoints
@@ -147,12 +148,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     unknown = [word for word in args.fsdp.split() if word not in FSDP_WORDS]
     if unknown:
         parser.error(f'--fsdp {unknown[0]!r} is unknown; give "full_shard" or "shard_grad_op"')
-    if args.fsdp and any(name in args.optim for name in UNSHARDED_OPTIMISERS):
+    if args.fsdp and any(name in (args.optim or "") for name in UNSHARDED_OPTIMISERS):
         parser.error(f"--optim {args.optim} cannot step weights that FSDP shards; give adamw_torch")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
+    let_memory_grow()
     check_model(args.model_name_or_path)
     made_by = read_by(args)
     read = {

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import attention, hhh, reward_model, sft_memory
+from benchmarks import attention, hhh, reward_model, self_play, sft_memory
 
 
 def test_both_ways_have_the_same_loss(model_folder):
@@ -50,3 +50,18 @@ def test_hhh_ways_give_the_same_verdicts(tmp_path, model_folder, capsys):
     hhh.main(hhh.parse_args(["--model_name_or_path", str(model_folder), "--data_path", str(tmp_path / "hhh.json")]))
     out = capsys.readouterr().out
     assert "5 of 5 verdicts alike" in out and "(target at least 8x)" in out
+
+
+def test_all_ways_of_scoring_candidates_give_the_same_rewards(model_folder, tmp_path, capsys):
+    """Two prompts with three candidates and one: four ways are timed, and no reward differs by more than rounding."""
+    turns = [
+        {"input": f"\n\nHuman: {said}\n\nAssistant:", "candidates": [{"output": text} for text in texts]}
+        for said, texts in (("Why?", ["Because.", "So it is, and so it was.", None, "No."]), ("When?", ["At noon."]))
+    ]
+    path = tmp_path / "self_play.jsonl"
+    path.write_text(json.dumps({"turns": turns}) + "\n")
+    self_play.score_all(self_play.parse_args(["--model_name_or_path", str(model_folder), "--self_play", str(path)]))
+    lines = capsys.readouterr().out.splitlines()
+    ways = [line for line in lines if "e-" in line or "e+" in line]
+    assert len(ways) == 4 and all(float(line.split()[-1]) < 1e-5 for line in ways)
+    assert "ratio of scoring 4 candidates of 2 prompts" in lines[-1]

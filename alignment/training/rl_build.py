@@ -23,12 +23,14 @@ from alignment.training.rl_update import Learner, Models
 
 def training_arguments(args: Namespace) -> TrainingArguments:
     """What transformers makes of the flags that choose optimiser and precision. UserError where it refuses them."""
-    kept = ("optim", "learning_rate", "weight_decay", "lr_scheduler_type", "bf16", "seed")
+    cuda = torch.cuda.is_available()
+    kept = ("learning_rate", "weight_decay", "lr_scheduler_type", "bf16", "seed")
     try:
         found = TrainingArguments(
             output_dir=str(args.output_dir),
             report_to=[],
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=not cuda,
+            optim=args.optim or ("adamw_torch_fused" if cuda else "adamw_torch"),
             **{name: getattr(args, name) for name in kept},
         )
         Trainer.get_optimizer_cls_and_kwargs(found)
