@@ -7,10 +7,6 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import combinations, groupby
 
-import numpy as np
-
-from alignment.intervals import bootstrap
-
 
 def mean_and_std(lengths: Sequence[int]) -> tuple[float, float]:
     """Mean and population standard deviation of lengths."""
@@ -77,6 +73,10 @@ def best_of_n_curve(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequen
     A point is {"n", "kl", "reward", "longest_reward", "length"}: the bound in nats, the reward of the best, that of the
     longest, and the length of the best, each {"mean", "interval"} over rows of `expected_best`. No rows, no points.
     """
+    import numpy as np
+
+    from alignment.intervals import bootstrap
+
     curve = []
     for n in range(1, len(rewards[0]) + 1 if rewards else 1):
         point: dict = {"n": n, "kl": best_of_n_kl(n)}
