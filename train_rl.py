@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from alignment.adapters import ALL_LINEAR, write_base_card
@@ -45,7 +47,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     flag = parser.add_argument
     switch = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
-    positive, share = number(int, 1), number(float, 0)
+    positive, share, above_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
     # what and from what
     flag("--algorithm", choices=("ppo", "grpo"), default="ppo", help="default ppo (ALMoST)")
     flag("--model_name_or_path", required=True, help="the SFT policy, also the reference: a folder or a hub name")
@@ -56,6 +58,8 @@ def build_parser() -> ArgumentParser:
     flag("--template", default="almost", help="almost | alpaca | mistral (Janus) | chat; default almost")
     add_reward_arguments(parser)
     # rollouts
+    flag("--rollouts", choices=("decoding", "vllm"), default="decoding", help="by the model in training itself, or by"
+         " vLLM in this process, which is handed its weights and checked; default decoding")  # fmt: skip
     flag("--max_new_tokens", type=positive, default=256, help="tokens of a reply at most; default 256 (our choice)")
     flag("--temperature", type=number(float, 0, above=True), default=1.0, help="default 1: the policy as it is")
     flag("--rollout_batch_size", type=positive, default=128, help="replies a step, all ranks; default 128 (our choice)")
@@ -64,15 +68,9 @@ def build_parser() -> ArgumentParser:
     # the reward
     flag("--kl_coef", type=share, help="weight of the KL to the SFT model: ppo, in the reward, default 0.05 (ALMoST,"
          " from memory); grpo, in the loss, default 0")  # fmt: skip
-    flag(
-        "--target_kl",
-        type=number(float, 0, above=True),
-        help="ppo: nats a reply that --kl_coef adapts to; default none",
-    )
+    flag("--target_kl", type=above_0, help="ppo: nats a reply that --kl_coef adapts to; default none")
     flag("--kl_horizon", type=positive, default=10_000, help="replies in which it does; default 10000 (Ziegler et al.)")
-    flag(
-        "--max_kl", type=number(float, 0, above=True), help="nats a reply: beyond, the run saves and ends; default none"
-    )
+    flag("--max_kl", type=above_0, help="nats a reply: beyond, the run saves and ends; default none")
     flag(
         "--missing_eos_penalty", type=share, default=1.0, help="off the reward of a reply without end; default 1 (TRL)"
     )
@@ -89,18 +87,8 @@ def build_parser() -> ArgumentParser:
     flag("--micro_batch_tokens", type=positive, default=16_384, help="with padding, a pass and device; default 16384")
     flag("--gamma", type=number(float, 0, 1), default=1.0, help="GAE: discount a token; default 1")
     flag("--gae_lambda", type=number(float, 0, 1), default=0.95, help="GAE's lambda; default 0.95 (Schulman et al.)")
-    flag(
-        "--cliprange",
-        type=number(float, 0, above=True),
-        default=0.2,
-        help="of the ratio; default 0.2 (Schulman et al.)",
-    )
-    flag(
-        "--cliprange_value",
-        type=number(float, 0, above=True),
-        default=0.2,
-        help="of the values; default 0.2 (trlX, TRL)",
-    )
+    flag("--cliprange", type=above_0, default=0.2, help="of the ratio; default 0.2 (Schulman et al.)")
+    flag("--cliprange_value", type=above_0, default=0.2, help="of the values; default 0.2 (trlX, TRL)")
     flag("--value_model", choices=("reward", "policy"), help="ppo: a model started from the reward model, or a head on"
          " the policy's states; default reward where the tokenizers agree")  # fmt: skip
     # LoRA
@@ -145,6 +133,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, only in (("target_kl", "ppo"), ("value_model", "ppo")):
         if args.algorithm != only and getattr(args, name) is not None:
             parser.error(f"--{name} is for --algorithm {only}")
+    if args.rollouts == "vllm" and (args.fsdp or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        parser.error("--rollouts vllm is for one process without --fsdp; give --rollouts decoding")
+    if args.rollouts == args.judge_backend == "vllm":
+        parser.error("--rollouts vllm and --judge_backend vllm do not share a process; give another of either")
     unknown = [word for word in args.fsdp.split() if word not in FSDP_WORDS]
     if unknown:
         parser.error(f'--fsdp {unknown[0]!r} is unknown; give "full_shard" or "shard_grad_op"')
@@ -156,6 +148,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     let_memory_grow()
     check_model(args.model_name_or_path)
+    if args.rollouts == "vllm" and not find_spec("vllm"):
+        raise UserError("--rollouts vllm: vllm is not installed; install it, or give --rollouts decoding")
     made_by = read_by(args)
     read = {
         "inputs": [args.data_path, *made_by["inputs"]],
@@ -211,7 +205,7 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
 
     from alignment.training.ppo import KLController
     from alignment.training.rewards import Rewards
-    from alignment.training.rl_build import as_trainer, load_models, training_arguments
+    from alignment.training.rl_build import as_trainer, load_models, rollout_engine, training_arguments
     from alignment.training.rl_models import tempered
     from alignment.training.rl_state import Progressed
     from alignment.training.rl_update import Settings
@@ -238,7 +232,7 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
     settings = Settings.of(args, pad_id=template.tokenizer.pad_token_id, accelerator=accelerator)
     sampler = Sampler(
         models, rewards, rows, settings, template=template, max_new_tokens=args.max_new_tokens,
-        max_rows=args.generation_batch_size,
+        max_rows=args.generation_batch_size, engine=rollout_engine(args, models.policy.module),
     )  # fmt: skip
     controller = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
     progressed = Progressed(args.output_dir, models, rewards, controller, run=key(**held.made_of))
@@ -253,6 +247,8 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
             "no memory left on the device: give less --micro_batch_tokens or --generation_batch_size, or give "
             "--gradient_checkpointing, --fsdp or --lora_r; a checkpoint that is named goes on with other flags"
         ) from error
+    if sampler.engine is not None:
+        sampler.engine.close()
     results = {"prompts": len(rows), "steps": progressed.step, "stopped": progressed.stopped}
     results |= {"last": progressed.history[-1:], "unscored": dict(rewards.unscored)}
     items = [each.item for each in answered]
@@ -264,7 +260,7 @@ def loop(args, steps, prompts, template, models, sampler, settings, controller, 
     from transformers import set_seed
 
     from alignment.training import rl_monitor
-    from alignment.training.rl_update import advantages, measure, update, usable
+    from alignment.training.rl_update import advantages, compared, measure, update, usable
     from alignment.training.rollouts import Task, tasks_of_step
 
     shown = [Task(-1, row, prompts[row], 0) for row in range(min(len(prompts), rl_monitor.SHOWN))]
@@ -293,15 +289,19 @@ def loop(args, steps, prompts, template, models, sampler, settings, controller, 
                 seed=args.seed,
             )
             set_seed(record_seed(args.seed, "step", step))  # for reward functions that draw
-            rollouts = progressed.rollouts(partial(sampler, tasks))
+            rollouts = progressed.rollouts(partial(sampler, tasks, moved=step > 0))
             sampled = time.monotonic()
             used = usable(rollouts, settings)
             if not used:
                 why = ", ".join(sampler.rewards.unscored) or "groups of one"
                 raise UserError(f"step {step + 1}: none of {len(rollouts)} replies could be scored ({why})")
             measure(models, used, settings)
+            try:
+                handed = compared(used, args.bf16) if args.rollouts == "vllm" else {}
+            except UserError as error:
+                raise progressed.without_step(error, args.save_total_limit) from None
             advantages(models, used, settings, controller.coef, first=step == 0)
-            line = {"step": step + 1, **rl_monitor.measured(rollouts, used, sampler.outside(rollouts))}
+            line = {"step": step + 1, **rl_monitor.measured(rollouts, used, sampler.outside(rollouts)), **handed}
             if args.max_kl and line["kl"] > args.max_kl:
                 progressed.stopped = (
                     f"KL {line['kl']:.2f} nats a reply after {step} steps, beyond --max_kl {args.max_kl:g}"

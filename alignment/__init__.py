@@ -37,6 +37,7 @@ engines/, what runs models: `engine_from` and its flags in __init__.py;
     rows.py          rows in flight: caches that grow, rows that leave and join
     scoring.py       rewards of responses, journaled: in this process, by vLLM's server, simulated
     sampling.py      logits -> tokens
+    vllm_policy.py   vLLM beside a policy in training, whose weights it is handed
     vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
 
 training/, what imports torch to learn or to score:

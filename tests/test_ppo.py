@@ -13,6 +13,7 @@ from alignment.training.ppo import (
     explained_variance,
     gae,
     group_advantages,
+    importance_weights,
     kl_k1,
     kl_k3,
     token_rewards,
@@ -83,6 +84,12 @@ def test_the_policy_gradient_is_the_advantage_until_clipped():
         clipped_policy_loss(logps, torch.zeros(2), torch.tensor([3.0, 3.0]), 0.2).sum(), logps
     )
     near(grad, [-3.0, 0.0])
+
+
+def test_importance_weights():
+    """π .2, .3, .8 of what another engine sampled with .4, .3, .1: ½, 1, and 8, of which 2 remain."""
+    logps, sampled = torch.tensor([0.2, 0.3, 0.8]).log(), torch.tensor([0.4, 0.3, 0.1]).log()
+    near(importance_weights(logps, sampled), [0.5, 1.0, 2.0])
 
 
 def test_clipped_value_loss():

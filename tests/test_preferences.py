@@ -89,26 +89,31 @@ def test_a_seed_brings_its_own_subdimension():
     for entry, name in zip(
         reply.values(), ("dry wit", "curious child", "ready to use", "admits the limits"), strict=True
     ):
-        entry |= {"subdimension": "Elsewhere", "preference": name, "description": "Said in a sentence of its own."}
+        entry |= {
+            "subdimension": "Elsewhere",
+            "preference": name,
+            "description": f"Said of {name} in a sentence of its own.",
+        }
     reply["style"]["preference"] = "invented here"
     found = read_set(json.dumps(reply), tree)
     assert [each["subdimension"] for each in found] == ["elsewhere", "basic", "practicality", "accuracy"]
     assert [each["dimension"] for each in found] == list(DIMENSIONS)
 
 
+SAID = "The word wit, in one or another of two old ways"
+
+
 @pytest.mark.parametrize(
     "entry, reason",
     [
         ({"preference": "  "}, "preference is no text"),
-        ({"preference": "twice"}, "names a preference twice"),
-        (
-            {"description": "The word wit, in one or two ways.", "preference": "the word wit, in one or two ways"},
-            "repeats",
-        ),
+        ({"preference": "twice"}, "has a preference twice"),
+        ({"description": "informativeness " * 9}, "has a description twice"),
+        ({"description": SAID + ".", "preference": SAID.lower()}, "repeats"),
     ],
 )
 def test_sets_that_cannot_be_used(entry, reason):
-    reply = {d: {"subdimension": "sub", "preference": f"for {d}", "description": "x" * 30} for d in DIMENSIONS}
+    reply = {d: {"subdimension": "sub", "preference": f"for {d}", "description": f"{d} " * 9} for d in DIMENSIONS}
     reply["informativeness"]["preference"] = "Twice"
     reply["style"] |= entry
     with pytest.raises(Unusable, match=reason):
@@ -373,7 +378,7 @@ def test_sets_that_are_too_near_are_asked_again():
     writer = PreferenceSets([row("a"), row("b")], 2, tree, 0)
 
     def reply(*names):
-        entries = [{"preference": name, "subdimension": "any", "description": "x" * 30} for name in names]
+        entries = [{"preference": name, "subdimension": "any", "description": f"{name} " * 9} for name in names]
         return json.dumps(dict(zip(DIMENSIONS, entries, strict=True)))
 
     writer.read(0, reply("dry wit", "casual reader", "decision rule", "honest dealing"))

@@ -39,23 +39,12 @@ class VllmEngine:
         self._llm = None
 
     def _load(self):
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; this and the next are read by the CPU build only
-        if (os.cpu_count() or 1) < 4:
-            os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # it would leave one of two cores idle
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of vLLM's own processes
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise UserError(f"vllm cannot be imported ({error}); install it, or give --backend hf") from None
-        self._on_cpu = current_platform.is_cpu()
+        llm, platform = import_vllm("--backend hf")
+        self._on_cpu = platform.is_cpu()
         try:
             # The requests' own seeds decide. Prefix caching computes the few-shot header once. -1: the model's whole
             # context, or as much of it as the memory allows.
-            return LLM(
+            return llm(
                 **self._settings,
                 **(self.ON_CPU if self._on_cpu else {"gpu_memory_utilization": self._memory}),
                 trust_remote_code=False,
@@ -115,6 +104,24 @@ class VllmEngine:
         if self._on_cpu and sampling.temperature > 0:
             return {"extra_args": {"seed": seed, "top_p": sampling.top_p}}  # alignment/engines/vllm_sampling.py
         return {"seed": seed, "top_p": sampling.top_p}
+
+
+def import_vllm(instead: str) -> tuple[Any, Any]:
+    """vLLM's LLM and the platform that it is built for, its environment set where the user's has nothing. Raises
+    UserError where it cannot be imported; `instead` is the flag that does without."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB; this and the next are read by the CPU build only
+    if (os.cpu_count() or 1) < 4:
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # it would leave one of two cores idle
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of vLLM's own processes
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise UserError(f"vllm cannot be imported ({error}); install it, or give {instead}") from None
+    return LLM, current_platform
 
 
 def encoded(tokenizer: Any, requests: Sequence[Request]) -> Iterator[tuple[int, list[int], Collection[int]]]:

@@ -82,6 +82,12 @@ def clipped_policy_loss(logps: Tensor, old: Tensor, advantages: Tensor, epsilon:
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages)
 
 
+def importance_weights(logps: Tensor, sampled: Tensor, cap: float = 2.0) -> Tensor:
+    """min(π/μ (y_t), cap): what a token's policy loss is worth where another engine's μ sampled it and not π itself
+    (truncated importance sampling, Ionides 2008; the cap is our choice). (N,), (N,) log-probabilities -> (N,)."""
+    return (logps - sampled).exp().clamp(max=cap)
+
+
 def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, epsilon: float) -> Tensor:
     """½ max((V - R)², (clip(V, V_old ± ε) - R)²): moving by more than ε earns nothing. (N,) each -> (N,)."""
     clipped = old + (values - old).clamp(-epsilon, epsilon)

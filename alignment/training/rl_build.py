@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from alignment.adapters import add_lora
 from alignment.command_line import UserError, say
+from alignment.pretrained import load_pretrained
 from alignment.templates import Template
 from alignment.training.batches import Item
 from alignment.training.rewards import Rewards
@@ -99,6 +100,29 @@ def load_models(
         scoring=scoring,
     )
     return policy, models, sharded
+
+
+def rollout_engine(args: Namespace, core: nn.Module) -> Any | None:
+    """What replies in the policy's place, holding the weights that the policy started from; None where it does so
+    itself."""
+    if args.rollouts == "decoding":
+        return None
+    config = load_pretrained("AutoConfig", args.model_name_or_path, cache_dir=args.cache_dir)
+    rows, kept = core.get_input_embeddings().weight.shape[0], config.get_text_config().vocab_size
+    if rows != kept:
+        raise UserError(
+            f"--rollouts vllm: {args.model_name_or_path} has {kept:,} tokens and its policy {rows:,}, padding added; "
+            "give --rollouts decoding"
+        )
+    from alignment.engines.vllm_policy import VllmPolicy
+
+    return VllmPolicy(
+        args.model_name_or_path,
+        dtype="bfloat16" if args.bf16 else "float32",
+        temperature=args.temperature,
+        max_rows=args.generation_batch_size,
+        cache_dir=args.cache_dir,
+    )
 
 
 def as_trainer(

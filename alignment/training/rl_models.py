@@ -81,6 +81,23 @@ def tempered(model: nn.Module, temperature: float) -> Iterator[None]:
         model.plain_forward = plain
 
 
+def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights under the names of a plain checkpoint, LoRA added in, one at a time. The model stays as it is.
+
+    What has two names, a tied head, comes once."""
+    modules = dict(model.named_modules())
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        plain, found = owner.removesuffix(".base_layer"), weight.detach()
+        if plain != owner and leaf == "weight":
+            layer = modules[plain]
+            for adapter in layer.active_adapters:
+                found = found + layer.get_delta_weight(adapter).detach()
+        yield f"{plain}.{leaf}", found
+
+
 # Values
 
 

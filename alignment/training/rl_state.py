@@ -96,6 +96,7 @@ class Progressed:
 
     def rollouts(self, make: Callable[[], list[Rollout]]) -> list[Rollout]:
         """The scored rollouts of the step in hand: those that a stopped run left of it, or else what `make` makes."""
+        self.before = self.rewards.state_dict()  # the step's rollouts
         world = 1 if not distributed.is_initialized() else distributed.get_world_size()
         found = of_all_ranks(self._left() if is_first() else None, world)[0]
         if found:
@@ -106,6 +107,17 @@ class Progressed:
             kept = {"rollouts": [dict(vars(each)) for each in made], "rewards": self.rewards.state_dict()}
             save_tensors(self.folder / ROLLOUTS, {"run": self.run, "step": self.step, **kept})
         return made
+
+    def without_step(self, error: UserError, keep: int | None) -> UserError:
+        """What to raise where the step in hand has rollouts that are not the policy's: they are thrown away, and all
+        that was made before them is in a checkpoint."""
+        self.rewards.load_state_dict(self.before)
+        (self.folder / ROLLOUTS).unlink(missing_ok=True)
+        remedy = "give --rollouts decoding"
+        if self.step:
+            self.save(keep)
+            remedy += f" and --resume_from_checkpoint {self.folder / f'checkpoint-{self.step}'}"
+        return UserError(f"step {self.step + 1}: {error}; nothing was learned from these; {remedy}")
 
     def _left(self) -> dict[str, Any] | None:
         path = self.folder / ROLLOUTS

@@ -25,7 +25,7 @@ from alignment.generation import Sampling, record_seed
 from alignment.templates import Template
 from alignment.training.batches import Item, Sample, budgeted_batches, collate
 from alignment.training.rewards import Rewards, Score
-from alignment.training.rl_models import gathered
+from alignment.training.rl_models import gathered, plain_weights
 
 
 class Task(NamedTuple):
@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
 @dataclass
 class Rollout:
-    """A prompt's ids and the reply's, T of them; (T,) tensors are added once by the trainer, never by the sampler."""
+    """A prompt's ids and the reply's, T of them; (T,) tensors are the trainer's, but for the first."""
 
     place: int
     row: int
@@ -49,6 +49,7 @@ class Rollout:
     text: str
     score: float | None = None  # the rewards' total; None where it cannot be scored
     parts: dict[str, float | None] | None = None
+    engine_logps: Tensor | None = None  # (T,) by the word of an engine that is not the trainer
     logps: Tensor | None = None  # (T,) under the policy that sampled
     reference: Tensor | None = None  # (T,) under the reference
     values: Tensor | None = None  # (T,) before each token
@@ -115,25 +116,53 @@ def sample(
     found: list[Rollout | None] = [None] * len(tasks)
     decoded = decoder.decode([task.prompt for task in tasks], [task.seed for task in tasks], sampling)
     for index, ids, finish in decoded:
-        task, ended = tasks[index], finish == "stop"
-        text = template.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        reply = ids + [template.end_id] * ended
-        found[index] = Rollout(task.place, task.row, task.prompt, reply, ended, text)
+        ended = finish == "stop"
+        found[index] = rollout_of(tasks[index], ids + [template.end_id] * ended, ended, template)
     return found
+
+
+def sample_by(
+    engine: Any, weights: Any, tasks: Sequence[Task], *, template: Template, max_new_tokens: int, **_: Any
+) -> list[Rollout]:
+    """The same by an engine that is first handed `weights`, unless None, with the log-probabilities that it tells."""
+    replies = engine.replies(
+        [task.prompt for task in tasks],
+        [task.seed for task in tasks],
+        max_tokens=max_new_tokens,
+        end_id=template.end_id,
+        weights=weights,
+    )
+    found = []
+    for task, (reply, ended, logps) in zip(tasks, replies, strict=True):
+        found.append(rollout_of(task, reply, ended, template))
+        found[-1].engine_logps = torch.tensor(logps)
+    return found
+
+
+def rollout_of(task: Task, reply: list[int], ended: bool, template: Template) -> Rollout:
+    text = template.tokenizer.decode(reply[: len(reply) - ended], skip_special_tokens=True).strip()
+    return Rollout(task.place, task.row, task.prompt, reply, ended, text)
 
 
 class Sampler:
     """Replies to tasks by the models of a run, scored by its rewards. All ranks ask it together; each samples and
     scores its share, and has all of them afterwards."""
 
-    def __init__(self, models: Any, rewards: Rewards, rows: Sequence[dict], settings: Any, **how: Any):
-        """`how` is what `sample` takes beside a policy and tasks."""
+    def __init__(
+        self, models: Any, rewards: Rewards, rows: Sequence[dict], settings: Any, engine: Any = None, **how: Any
+    ):
+        """`how` is what `sample` takes beside a policy and tasks. An `engine` replies in its place, but greedily."""
         self.models, self.rewards, self.rows, self.settings, self.how = models, rewards, rows, settings, how
+        self.engine = engine
 
-    def __call__(self, tasks: Sequence[Task], *, greedy: bool = False) -> list[Rollout]:
+    def __call__(self, tasks: Sequence[Task], *, greedy: bool = False, moved: bool = True) -> list[Rollout]:
+        """`moved`: the policy is no longer what the engine loaded, and is handed over."""
         policy, rank, world = self.models.policy.module, self.settings.rank, self.settings.world
-        with self.models.autocast(), gathered(policy):
-            own = sample(policy, tasks[rank::world], greedy=greedy, **self.how)
+        if self.engine is not None and not greedy:
+            own = sample_by(self.engine, plain_weights(policy) if moved else None, tasks, **self.how)
+        else:
+            with self.models.autocast(), gathered(policy):
+                own = sample(policy, tasks[rank::world], greedy=greedy, **self.how)
         with self.models.scoring():
             scores = self.rewards.score([self.rows[each.row] for each in own], [each.text for each in own])
         for rollout, score in zip(own, scores, strict=True):
@@ -182,7 +211,7 @@ def plan(
 def tensors(rollouts: Sequence[Rollout], pad_id: int, device: Any) -> dict[str, Tensor]:
     """A collated batch, and each (T,) that the rollouts have as one (N,) under its own name."""
     batch = collate([rollout.item for rollout in rollouts], pad_id)
-    for name in ("logps", "reference", "values", "advantages", "returns"):
+    for name in ("engine_logps", "logps", "reference", "values", "advantages", "returns"):
         if getattr(rollouts[0], name) is not None:
             batch[name] = torch.cat([getattr(rollout, name) for rollout in rollouts])
     return {name: value.to(device) for name, value in batch.items()}
