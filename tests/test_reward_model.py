@@ -18,14 +18,15 @@ from alignment.training_data import Example
 ROWS = [{"prompt": "alpha " * times} for times in (1, 3, 9)]
 RESPONSES = ["x", "yy zz", "w" * 40]
 VLLM = """
-import json, sys
+import json, os, sys
 from vllm import LLM, PoolingParams
 if __name__ == "__main__":
     folder, prompts = sys.argv[1], json.loads(sys.argv[2])
     llm = LLM(model=folder, runner="pooling", dtype="float32", enforce_eager=True, max_model_len=512)
     raw = PoolingParams(use_activation=False)
     out = llm.classify([{"prompt_token_ids": ids} for ids in prompts], pooling_params=raw, use_tqdm=False)
-    print(json.dumps([each.outputs.probs[0] for each in out]))
+    print(json.dumps([each.outputs.probs[0] for each in out]), flush=True)
+    os._exit(0)  # vLLM's own threads now and then abort a process that ends by itself
 """
 
 
