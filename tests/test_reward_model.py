@@ -18,7 +18,7 @@ from alignment.training_data import Example
 ROWS = [{"prompt": "alpha " * times} for times in (1, 3, 9)]
 RESPONSES = ["x", "yy zz", "w" * 40]
 VLLM = """
-import json, os, sys
+import json, sys
 from vllm import LLM, PoolingParams
 if __name__ == "__main__":
     folder, prompts = sys.argv[1], json.loads(sys.argv[2])
@@ -26,7 +26,6 @@ if __name__ == "__main__":
     raw = PoolingParams(use_activation=False)
     out = llm.classify([{"prompt_token_ids": ids} for ids in prompts], pooling_params=raw, use_tqdm=False)
     print(json.dumps([each.outputs.probs[0] for each in out]), flush=True)
-    os._exit(0)  # vLLM's own threads now and then abort a process that ends by itself
 """
 
 
@@ -62,8 +61,10 @@ def test_vllm_scores_as_we_do(classifier, tmp_path):
         timeout=300,
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("[")))
+    # Not by its exit code: at the very end, after all is said, vLLM's own threads now and then abort the process
+    answers = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert answers, done.stderr[-2000:]
+    theirs = json.loads(answers[-1])
     assert theirs == pytest.approx(ours, abs=1e-4)
 
 
