@@ -194,11 +194,11 @@ def own_logits(model: nn.Module, bare: _Bare, states: Tensor) -> Tensor:
     owner._modules[name] = bare
     try:
         with answering(model.get_decoder(), lambda *args, **inputs: asked.append(True) or answer):
-            logits = model.plain_forward(inputs_embeds=states[None], use_cache=False, return_dict=True).logits[0]
+            logits = model.plain_forward(inputs_embeds=states[None], use_cache=False, return_dict=True).logits
     finally:
         owner._modules[name] = bare.module
     assert asked, f"{type(model).__name__}.forward does not go through get_decoder()"
-    return logits
+    return logits.squeeze(0)  # its gradient is a view; that of logits[0] would be a second copy of them
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "segments", "labels")
