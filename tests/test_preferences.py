@@ -109,7 +109,9 @@ SAID = "The word wit, in one or another of two old ways"
         ({"preference": "  "}, "preference is no text"),
         ({"preference": "twice"}, "has a preference twice"),
         ({"description": "informativeness " * 9}, "has a description twice"),
-        ({"description": SAID + ".", "preference": SAID.lower()}, "repeats"),
+        ({"description": SAID + ".", "preference": SAID.lower()}, "description repeats"),
+        ({"preference": "Style"}, "repeats its dimension"),
+        ({"subdimension": "tone of voice", "preference": "Tone of Voice"}, "repeats its dimension"),
     ],
 )
 def test_sets_that_cannot_be_used(entry, reason):

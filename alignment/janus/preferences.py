@@ -124,7 +124,10 @@ def read_set(text: str, tree: Tree) -> list[Preference]:
                 raise Unusable(f"{key} is no text of {least} to {most} characters")
         seeded = tree.names(dimension).get(entry["preference"])
         entry["subdimension"] = (seeded or entry["subdimension"]).lower()
-        if entry["description"].lower().rstrip(".") == entry["preference"].lower():
+        said = entry["preference"].lower()
+        if said in (entry["subdimension"], dimension, dimension.replace("_", " ")):
+            raise Unusable("preference repeats its dimension or subdimension")
+        if entry["description"].lower().rstrip(".") == said:
             raise Unusable("description repeats the preference")
         found.append({"dimension": dimension} | entry)
     for key in ("preference", "description"):
