@@ -287,7 +287,8 @@ def translate_fsdp(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]
         "version": 2,
         "reshard_after_forward": "shard_grad_op" not in words,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "state_dict_type": "FULL_STATE_DICT",
+        # Of a checkpoint each rank writes its shards; the model at the end is saved whole
+        "state_dict_type": "FULL_STATE_DICT" if args.trainer.get("save_only_model") else "SHARDED_STATE_DICT",
         "cpu_offload": "offload" in words,
         "cpu_ram_efficient_loading": True,
     }
@@ -398,8 +399,10 @@ def train_and_save(
     args: argparse.Namespace, trainer, template, row_counts: dict, held: Run, resume: Path | None
 ) -> None:
     from alignment.training.references import References
-    from alignment.training.saving import save_trained
+    from alignment.training.saving import check_checkpoint, save_trained
 
+    if resume:
+        check_checkpoint(trainer, resume)
     if args.objective == "dpo":
         start = contents(args.model_name_or_path, args.cache_dir)
         trainer.add_callback(References(trainer, args.output_dir, start))

@@ -4,6 +4,7 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     command_line.py  argument types, one-line errors, who speaks under torchrun, progress, tables
     secrecy.py       keys taken out of what is said and written
     run_cards.py     what an output was made of: may I write here, is it done, where does a training go on
+    outputs.py       may a run write here: writable, nothing that it reads, held by no other process
     records.py       rows in all their forms and formats: read and checked at the door, written whole
     journal.py       finished requests on disk: crash, resume, exactly once
     pretrained.py    models and tokenizers from a folder or the hub, and what identifies one

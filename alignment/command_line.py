@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -76,6 +77,12 @@ def say(*words: object) -> None:
         print(*words, flush=True)
 
 
+def warn(line: str) -> None:
+    """A line on stderr, from one process of those that torchrun started."""
+    if is_first():
+        print(f"warning: {without_key(line)}", file=sys.stderr, flush=True)
+
+
 def refuse(line: str) -> NoReturn:
     """Exit with code 2 and this line. Of processes that torchrun started the first says it, the others wait for it."""
     if is_first():
@@ -115,6 +122,7 @@ def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.N
     """Run a script. The user's mistakes end with exit code 2 and one line, an interrupt with 130."""
     script = Path(main.__code__.co_filename).name
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of kernels that nothing here needs
+    warnings.filterwarnings("ignore", "CUDA initialization:")  # pretrained.warn_of_unseen_gpu says it in a line
     try:
         main(parse_args())
     except UserError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,31 +48,34 @@ class Journal:
                 break
             try:
                 row = json.loads(line)
-                if isinstance(
-                    row.get("text"), str
-                ):  # not the lines of earlier versions that name a writer, or a number
+                if isinstance(row.get("text"), str):  # an earlier version's line may name a writer, or hold a number
                     replies[row["key"]] = (row["text"], row["finish"])
             except (ValueError, KeyError, AttributeError):
                 raise UserError(f"journal {self.path} is damaged at byte {end}; mend or delete it") from None
             end += len(line)
         return replies, end
 
-    def _append(self, row: dict) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-
     def get(self, request: str) -> tuple[str, str] | None:
         """(text, finish) of a finished request by its key, or None."""
         return self._replies.get(request)
 
     def add(self, request: str, text: str, finish: str) -> None:
+        row = {"key": request, "text": text, "finish": finish}
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:  # no space on the disk, or none left for this user
+            with suppress(OSError):  # it would write once more
+                self._file.close()
+            raise UserError(f"{self.path} cannot be written: {error.strerror}; what it holds is kept") from None
         self._replies[request] = (text, finish)
-        self._append({"key": request, "text": text, "finish": finish})
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._file.closed:  # it could not be written
+            return
         if self._replies:
             os.fsync(self._file.fileno())
         else:  # nothing happened: leave nothing behind

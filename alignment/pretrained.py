@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignment.command_line import UserError
+from alignment.command_line import UserError, warn
 from alignment.journal import key
 from alignment.records import read_json, remembered, sha256
 
@@ -27,6 +31,8 @@ WEIGHT_FILES = r".*\.safetensors|(pytorch_model|adapter_model).*\.bin|.*\.gguf"
 ADAPTER_CONFIG = "adapter_config.json"
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 CHUNK = 1 << 22  # bytes read at a time
+DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
+LEAST_DRIVER = {"11": 450, "12": 525, "13": 580}  # of CUDA's versions
 
 
 def check_model(name: str) -> None:
@@ -47,10 +53,49 @@ def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
     from safetensors import SafetensorError
 
     hush()
+    if kind != "AutoConfig":
+        warn_of_unseen_gpu()
     try:
         return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name}: {first_line(error)}") from error
+
+
+@cache
+def warn_of_unseen_gpu() -> None:
+    """Say once, in a line, where a driver shows an NVIDIA GPU that torch does not see: the CPU would silently do all.
+
+    Not where the user hides it, with an empty CUDA_VISIBLE_DEVICES.
+    """
+    import torch
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or torch.cuda.is_available():
+        return
+    driver, built = driver_here(), torch.version.cuda
+    if driver is None:
+        return
+    kind, mend = "a build without CUDA", "install a torch build for your driver's CUDA"
+    if built:
+        kind, least = f"built for CUDA {built}", LEAST_DRIVER.get(built.split(".")[0], 0)
+        looked = "see whether CUDA_VISIBLE_DEVICES names it, and what nvidia-smi says"
+        mend = f"update the driver to {least} or newer, or {mend}" if driver < least else looked
+    here = f"NVIDIA driver {driver} shows a GPU that torch does not see, so nothing runs on it"
+    warn(f"{here}; torch {torch.__version__} is {kind}: {mend}")
+
+
+def driver_here() -> int | None:
+    """The first number of the version of the NVIDIA driver that shows a GPU here, as 580, or None.
+
+    A machine or container has a device file for each of its GPUs; Windows' Linux has only nvidia-smi.
+    """
+    told = ""
+    if any(path.name[6:].isdecimal() for path in DEVICES.glob("nvidia*")) and DRIVER.exists():
+        told = DRIVER.read_text()
+    elif shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        told = subprocess.run(command, capture_output=True, text=True).stdout
+    found = re.search(r"(?:^|\s)(\d+)\.\d+", told)
+    return int(found[1]) if found else None
 
 
 def load_tokenizer(name: str, cache_dir: str | None = None) -> Any:

@@ -286,7 +286,8 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself
+        with suppress(OSError):  # some file systems have none for folders; the file is whole
+            os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
 

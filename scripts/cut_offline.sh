@@ -16,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${BASE:?BASE is the base model, a folder or hub name}" "${DATA:?DATA is Shepherd's or the critiques' file}"
 OUT=${OUT:-outputs/cut_offline}  # converted rows, adapter, merged checkpoint
 NPROC=${NPROC:-1}
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 FLAGS=${FLAGS:-}                 # more flags of finetune_unlikelihood.py
 GENERATE=${GENERATE:-}           # more flags of generate.py: --backend hf --data_path FILE --limit 8
 

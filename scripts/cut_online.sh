@@ -21,7 +21,7 @@ ITERATIONS=${ITERATIONS:-5}
 SIZE=${SIZE:-1000}               # instructions an iteration
 OUT=${OUT:-outputs/cut_online}   # iter1/, iter2/, ...: each responses, judgments, adapter and merged checkpoint
 NPROC=${NPROC:-1}
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 FLAGS=${FLAGS:-}                 # more flags of finetune_unlikelihood.py
 GENERATE=${GENERATE:-}           # more flags of generate.py: --backend hf --max_new_tokens 256
 

@@ -25,7 +25,7 @@ LEARNING_RATE=${LEARNING_RATE:-5e-8}         # of DPO
 SFT_LEARNING_RATE=${SFT_LEARNING_RATE:-2e-5} # of the control: ALMoST's, as the default of --objective sft
 NPROC=${NPROC:-1}
 ACCUMULATION=${ACCUMULATION:-$((32 / NPROC))} # one pair a micro-batch; 32 a step where NPROC divides it
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 FLAGS=${FLAGS:-}                             # more flags of train.py, for both: --limit 64 --bf16 True
 
 learn() { # name, more flags

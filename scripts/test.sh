@@ -6,6 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 set_up
-.venv/bin/ruff check .
-.venv/bin/ruff format --check --quiet .
-exec .venv/bin/python -m pytest "$@"
+"$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check --quiet .
+exec "$VENV/bin/python" -m pytest "$@"

@@ -22,7 +22,7 @@ ROWS=${ROWS:-400}
 SHEPHERD_ROWS=${SHEPHERD_ROWS:-100}
 MEASURED=${MEASURED:-80}         # flawed rows of HELD_OUT
 FLAGS=${FLAGS:-}                 # more flags of finetune_unlikelihood.py
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 
 train() { # name, data, more flags
   local name=$1 data=$2

@@ -21,7 +21,7 @@ SEEDS=${SEEDS:-0 1}
 PROMPTS=${PROMPTS:-180}          # of which 45% are held out
 DSP_PAIRS=${DSP_PAIRS:-160}
 FLAGS=${FLAGS:-}                 # more flags of train.py
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 
 # shellcheck disable=SC2086
 $PYTHON studies/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT" --held_out 0.45 --limit "$PROMPTS"

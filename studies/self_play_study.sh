@@ -32,7 +32,7 @@ SIDE_BY_SIDE=${SIDE_BY_SIDE:-}   # True: all ways at once, on one large GPU
 FLAGS=${FLAGS:-}                 # more flags of train.py
 RL_FLAGS=${RL_FLAGS:-}           # more flags of train_rl.py
 BATCH_SIZE=${BATCH_SIZE:-256}    # of the hf engine
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 engine=(--model_name_or_path "$MODEL" --backend "$BACKEND" --batch_size "$BATCH_SIZE" --seed "$SEED")
 
 # The reward model

@@ -3,9 +3,12 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")  # nothing is remembered from one run to the next
-import pytest
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: tolerances and two ranks are for CPUs
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -13,8 +16,10 @@ CHATML = (
 )
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: needs the embedded model or more than a few seconds")
+def with_gpus(**more: str) -> dict[str, str]:
+    """The environment for a process that runs a real engine: this one's, with the GPUs that are hidden from it."""
+    hidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return hidden | ({} if VISIBLE is None else {"CUDA_VISIBLE_DEVICES": VISIBLE}) | more
 
 
 def make_tokenizer(kind: str = "bytes", *, bos: bool = False, pad: str | None = "<pad>"):

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -172,3 +173,20 @@ def test_size_counts_two_in_a_byte_of_four_bits(llama):
     packed = type("Params4bit", (nn.Parameter,), {})(torch.zeros(3, 1, dtype=torch.uint8), requires_grad=False)
     assert room.size(SimpleNamespace(parameters=lambda: [packed, nn.Parameter(torch.zeros(5))])) == 11
     assert room.size(llama) == llama.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("under_fsdp", "name", "said"),
+    [
+        (True, "pytorch_model_fsdp_0", None),
+        (False, "model.safetensors", None),
+        (False, "pytorch_model_fsdp_0", "is sharded: go on with torchrun and --fsdp"),
+        (True, "model.safetensors", "is not sharded: go on as it was made"),
+        (True, "pytorch_model_fsdp.bin", "is not sharded"),  # as earlier versions wrote it
+    ],
+)
+def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path, under_fsdp, name, said):
+    (tmp_path / name).write_text("") if "." in name else (tmp_path / name).mkdir()
+    trainer = SimpleNamespace(is_fsdp_enabled=under_fsdp)
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        saving.check_checkpoint(trainer, tmp_path)

@@ -1,6 +1,7 @@
 """Exactly once: what is finished stays, a torn line goes."""
 
 import json
+import resource
 
 import pytest
 
@@ -14,6 +15,21 @@ def test_what_was_added_is_found_again(tmp_path):
         assert journal.get("k1") == ("text é\n", "stop")
     with Journal(tmp_path / "out.json") as journal:
         assert journal.get("k1") == ("text é\n", "stop") and journal.get("k2") is None
+
+
+def test_a_full_disk_is_one_line_and_what_is_whole_is_kept(tmp_path):
+    """A limit on the size of files stands for the disk; the fourth line does not fit, and is cut off later."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match="jsonl cannot be written: File too large; what it holds is kept$"):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+            with Journal(tmp_path / "out.json") as journal:
+                for number in range(9):
+                    journal.add(f"k{number}", "x" * 250, "stop")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Journal(tmp_path / "out.json") as journal:
+        assert [journal.get(f"k{number}") is not None for number in range(5)] == [True] * 3 + [False] * 2
 
 
 @pytest.mark.parametrize("torn", [b'{"key": "k2", "te', b"\xff", b"{"])

@@ -1,10 +1,15 @@
 """Models and tokenizers: what is found where, and that no folder's own code is run."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
 
-from alignment.command_line import UserError
+from alignment import pretrained
+from alignment.command_line import REPOSITORY, UserError
 from alignment.pretrained import load_pretrained, load_tokenizer, local_folder
 
 
@@ -51,3 +56,77 @@ def test_a_hub_name_is_found_in_its_cache(tmp_path, model_folder):
     assert local_folder("owner/tiny") is None and local_folder("owner/other", cache) is None
     assert local_folder("writer-7b?quality=0.4") is None
     assert len(load_tokenizer("owner/tiny", cache)) > 200
+
+
+# A GPU that torch does not see
+
+OPEN_MODULE = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}.104.05  Release Build\nGCC version: 12.2.0\n"
+
+
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+    """A machine whose driver shows a GPU: by its device file, or, as under Windows, by nvidia-smi alone."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(pretrained, "DEVICES", tmp_path)
+    monkeypatch.setattr(pretrained, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pretrained.warn_of_unseen_gpu.cache_clear()
+
+    def shown(driver, built, by="a device file"):
+        monkeypatch.setattr(torch.version, "cuda", built)
+        if by == "a device file":
+            (tmp_path / "nvidia0").touch()
+            (tmp_path / "version").write_text(OPEN_MODULE.format(driver))
+        else:
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {driver}.54\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+
+    yield shown
+    pretrained.warn_of_unseen_gpu.cache_clear()
+
+
+@pytest.mark.parametrize("by", ["a device file", "nvidia-smi"])
+@pytest.mark.parametrize(
+    ("driver", "built", "said"),
+    [
+        (535, "13.0", "is built for CUDA 13.0: update the driver to 580 or newer, or install a torch build for your"),
+        (535, None, "is a build without CUDA: install a torch build for your driver's CUDA"),
+        (580, "13.0", "is built for CUDA 13.0: see whether CUDA_VISIBLE_DEVICES names it, and what nvidia-smi says"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_is_one_line(gpu, model_folder, capsys, by, driver, built, said):
+    gpu(driver, built, by)
+    capsys.readouterr()
+    for _ in range(2):
+        load_pretrained("AutoModelForCausalLM", str(model_folder))
+    said_once = capsys.readouterr().err
+    assert said_once.startswith(f"warning: NVIDIA driver {driver} shows a GPU that torch does not see")
+    assert said in said_once and said_once.count("\n") == 1
+
+
+@pytest.mark.parametrize("why", ["hidden", "seen", "none", "another rank", "control device"])
+def test_where_no_gpu_is_missed_nothing_is_said(gpu, monkeypatch, tmp_path, capsys, why):
+    if why != "none":
+        gpu(535, "13.0")
+    if why == "hidden":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    elif why == "seen":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    elif why == "another rank":
+        monkeypatch.setenv("RANK", "1")
+    elif why == "control device":  # a container that was given none of its machine's GPUs
+        (tmp_path / "nvidia0").rename(tmp_path / "nvidiactl")
+    pretrained.warn_of_unseen_gpu()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_torch_itself_says_of_an_old_driver_is_not_said_too(tmp_path):
+    program = tmp_path / "script.py"
+    program.write_text(
+        "import warnings\nfrom alignment.command_line import run\n"
+        "run(list, lambda _: warnings.warn('CUDA initialization: The NVIDIA driver on your system is too old'))\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

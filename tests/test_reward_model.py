@@ -1,13 +1,12 @@
 """Reward models as others load them: padding, and vLLM's classify."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import make_llama, make_tokenizer
+from conftest import make_llama, make_tokenizer, with_gpus
 
 from alignment.command_line import UserError
 from alignment.pretrained import fit_embeddings, separate_padding
@@ -59,7 +58,7 @@ def test_vllm_scores_as_we_do(classifier, tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        env=with_gpus(VLLM_CPU_KVCACHE_SPACE="1"),
     )
     # Not by its exit code: at the very end, after all is said, vLLM's own threads now and then abort the process
     answers = [line for line in done.stdout.splitlines() if line.startswith("[")]

@@ -2,14 +2,13 @@
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import make_llama, with_gpus
 from test_train_rl import argv, data, go, history, make_models, one_thread, rolled, settings_of  # noqa: F401
 
 import train_rl
@@ -218,7 +217,7 @@ def by_vllm(data, tokenizer, tied):  # noqa: F811
     tokenizer.save_pretrained(folder)
     settings = dict(rollouts="vllm", max_steps=2, learning_rate=1e-2, rollout_batch_size=8, num_ppo_epochs=1)
     words = argv(data, folder, "varied", algorithm="grpo", num_generations=4, temperature=0.8, **settings)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = with_gpus(OMP_NUM_THREADS="1", VLLM_CPU_KVCACHE_SPACE="1")
     command = [sys.executable, str(REPOSITORY / "train_rl.py"), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 

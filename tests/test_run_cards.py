@@ -1,5 +1,7 @@
 """May I write here, is it done, where does it go on: by contents, and one answer each."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import save
 
 from alignment.command_line import UserError
 from alignment.pretrained import contents
@@ -257,6 +260,21 @@ def test_a_second_writer_is_refused_by_name(place, killed):
     assert not list(place.glob("new/*"))
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_one_line(place, monkeypatch, capsys, code):
+    """As Lustre, NFS and FUSE may be mounted; and an inode may have another number each time it is asked for."""
+
+    def flock(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fstat", lambda _: os.stat("/"))
+    assert not make()
+    said = capsys.readouterr().err
+    assert said == f"warning: out.txt cannot be locked ({os.strerror(code)}): let no second run write it\n"
+    assert make() and not list(place.glob(".*"))
+
+
 def test_only_the_first_process_holds_and_writes(place, monkeypatch):
     with held(arguments()):
         monkeypatch.setenv("RANK", "1")
@@ -293,6 +311,13 @@ def cut_off(name):
     return change
 
 
+def gone(name):
+    return lambda path: (path / name).unlink()
+
+
+SHARD_FILES = ("__0_0.distcp", ".metadata")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -313,6 +338,24 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path, change):
     assert newest_checkpoint(tmp_path) == newest and why_not_whole(newest) is None
     change(newest)
     assert newest_checkpoint(tmp_path) == whole
+
+
+@pytest.mark.parametrize("part", ["pytorch_model_fsdp_0", "optimizer_0"])
+@pytest.mark.parametrize("change", [None, cut_off("__0_0.distcp"), cut_off(".metadata"), *map(gone, SHARD_FILES)])
+def test_a_sharded_checkpoint_is_whole_when_all_shards_are(tmp_path, part, change):
+    """Two checkpoints as FSDP's ranks write them; of the newer one a rank's file, or the list of all, is not whole."""
+    older, newer = (checkpoint(tmp_path, steps) for steps in (2, 4))
+    for path in (older, newer):
+        (path / "model.safetensors").unlink()
+        (path / "optimizer.pt").unlink()
+        for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+            save({"a": torch.arange(9.0)}, checkpoint_id=path / name, no_dist=True)
+    if change is None:
+        assert newest_checkpoint(tmp_path) == newer
+        return
+    change(newer / part)
+    assert newest_checkpoint(tmp_path) == older
+    assert why_not_whole(newer).startswith(f"{part}/")
 
 
 def resumed(folder, asked, **changes):

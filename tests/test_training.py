@@ -571,7 +571,12 @@ def test_sharded_ranks_train_and_save_what_one_does(quick, data, model_folder):
     assert "the other rank loaded 0 weights" in done.stdout
     whole, losses = weights(data / "two"), history(data / "two")
     (data / "two.run.json").unlink()
-    resumed = torchrun("tests/fsdp_on_cpu.py", [*flags, "--resume_from_checkpoint", str(data / "two" / "checkpoint-2")])
+    checkpoint = data / "two" / "checkpoint-2"
+    for part in ("pytorch_model_fsdp_0", "optimizer_0"):  # each rank has written its own
+        sizes = [file.stat().st_size for file in (checkpoint / part).glob("*.distcp")]
+        assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
+    assert not [file for file in checkpoint.iterdir() if file.suffix in (".bin", ".safetensors")]
+    resumed = torchrun("tests/fsdp_on_cpu.py", [*flags, "--resume_from_checkpoint", str(checkpoint)])
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert history(data / "two") == losses and len(losses) == 3
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(data / "two").items())

@@ -12,14 +12,37 @@ pytestmark = pytest.mark.slow  # importing vLLM takes seconds
 
 
 def test_the_nucleus_is_vllms_own():
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
     torch.manual_seed(0)
     logits = torch.randn(4, 5000) * torch.tensor([[1.0], [3.0], [6.0], [0.1]])  # of row 3 over 1,024 tokens are inside
-    theirs = apply_top_k_top_p(logits.clone(), None, torch.full((4,), 0.9)).isfinite()
+    theirs = apply_top_k_top_p_pytorch(logits.clone(), None, torch.full((4,), 0.9)).isfinite()
     probabilities = logits.softmax(-1)
     assert torch.equal(probabilities >= least_inside(probabilities, 0.9), theirs)
     assert theirs[2].sum() < theirs[1].sum() < 1024 < theirs[3].sum()
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "messages"])
+def test_a_server_draws_by_what_the_openai_engine_sends(chat):
+    """vLLM's own reading of it, for a model whose generation_config.json has settings of all kinds."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    from alignment.engines.openai import OpenAIEngine
+    from alignment.generation import Request, Sampling
+
+    model = {"temperature": 0.6, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
+    model |= {"presence_penalty": 0.5, "frequency_penalty": 0.5}
+    engine = OpenAIEngine("m", "http://localhost:1/v1", 1, 5)
+    engine._is_vllm = True
+    prompt = [{"role": "user", "content": "a"}] if chat else "a"
+    settings = engine._settings(Request(prompt, 3), Sampling(7), set())
+    body = {name: value for name, value in (settings | settings.pop("extra_body")).items() if value is not None}
+    read = (ChatCompletionRequest if chat else CompletionRequest)(**body).to_sampling_params(7, dict(model))
+    found = {name: getattr(read, name) for name in model}
+    assert found.pop("top_k") in (0, -1)
+    ones = dict.fromkeys(("temperature", "top_p", "repetition_penalty"), 1)
+    assert found == ones | dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty"), 0) and read.seed == 3
 
 
 def test_a_rows_tokens_depend_on_its_seed_alone():

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from alignment.command_line import UserError, say
 from alignment.pretrained import is_model_file, padding_id
-from alignment.run_cards import ASIDE
+from alignment.run_cards import ASIDE, SHARDED
 from alignment.templates import Template, chat_template
 from alignment.training.batches import Sample
 from alignment.training.checking import HALF_PASSES, PASSES, ROWS, ask_fresh_process, values
@@ -87,6 +87,18 @@ def move_in(aside: Path, folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file() and is_model_file(path.name) and path.name not in kept:
             path.unlink()
+
+
+# What a training goes on from
+
+
+def check_checkpoint(trainer: AlignmentTrainer, checkpoint: Path) -> None:
+    """Raise UserError where the trainer cannot read a checkpoint: under FSDP each rank reads its shards, else all."""
+    is_sharded = any(checkpoint.glob(f"{SHARDED[0]}*"))
+    if is_sharded and not trainer.is_fsdp_enabled:
+        raise UserError(f"{checkpoint} is sharded: go on with torchrun and --fsdp")
+    if trainer.is_fsdp_enabled and not is_sharded:
+        raise UserError(f"{checkpoint} is not sharded: go on as it was made, without --fsdp, or from another")
 
 
 # The end of a training
