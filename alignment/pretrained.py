@@ -103,7 +103,8 @@ def load_tokenizer(name: str, cache_dir: str | None = None) -> Any:
 
     hush()
     try:
-        return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, trust_remote_code=False)
+        # Beside a tekken.json it would take Mistral's own tokenizer, which spells [INST] of a text in letters
+        return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, trust_remote_code=False, mistral_format=False)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"no tokenizer in {name}: {first_line(error)}") from error
 

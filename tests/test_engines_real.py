@@ -7,18 +7,22 @@ the one that scripts/setup.sh makes.
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 
 import pytest
+from conftest import with_gpus
 from jsonschema import Draft202012Validator
 
 from alignment.command_line import REPOSITORY
 from alignment.engines.openai import OpenAIEngine
 from alignment.engines.prompts import prompt_ids
+from alignment.engines.vllm import VllmEngine
 from alignment.generation import Reply, Request, Sampling
 from alignment.pretrained import load_tokenizer
 
@@ -27,7 +31,7 @@ MODEL = REPOSITORY / "saved_models" / "SmolLM2-135M-Instruct"
 SCRIPT = REPOSITORY / "synthetic_feedback.py"
 HHH = REPOSITORY / "assets" / "HHH_prompt.txt"
 PROMPTS = ["What is the capital of France?", "How do I boil an egg?", "Why is the sky blue?", "word " * 9_000]
-ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+ENVIRONMENT = with_gpus(VLLM_CPU_KVCACHE_SPACE="1")
 
 CLOSING = "<|im_end|>"  # what the chat template writes after a reply
 TEXT = "The capital of France is"
@@ -86,24 +90,35 @@ def check_rg(files):
 # vLLM in a script's process
 
 
+def changed(folder, files):
+    """The embedded model in a folder of its own, with these settings in its JSON files."""
+    folder.mkdir(parents=True)
+    for path in MODEL.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name, changes in files.items():
+        settings = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(json.dumps(settings | changes))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The embedded model with an EOS that is not what its chat template closes a turn with, as in many a base model,
-    and with a second EOS in a list."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    folder.mkdir()
-    for path in MODEL.iterdir():
-        (folder / path.name).symlink_to(path)
+    and with a second EOS in a list. Beside its files lie those by which vLLM knows Mistral's own repositories, which
+    would give it other settings, other weights and a tokenizer to which special tokens in a text are letters."""
     zebra = load_tokenizer(str(MODEL))(" zebra")["input_ids"]
     assert len(zebra) == 1
-    for name, changes in {
+    folder = tmp_path_factory.mktemp("models") / "base"
+    files = {
         "tokenizer_config.json": {"eos_token": "<|endoftext|>"},
         "config.json": {"eos_token_id": 0},
         "generation_config.json": {"eos_token_id": [0, *zebra]},
-    }.items():
-        settings = json.loads((folder / name).read_text()) | changes
-        (folder / name).unlink()
-        (folder / name).write_text(json.dumps(settings))
+        "params.json": {"dim": 8},
+        "tekken.json": {"config": {"version": "v3"}},
+        "model.safetensors.index.json": {"weight_map": {"lm_head.weight": "model.safetensors"}},
+    }
+    (changed(folder, files) / "consolidated.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # no weights
     return folder
 
 
@@ -135,7 +150,7 @@ def vllm(base, tokenizer, tmp_path_factory):
     words = [json.dumps(rg_words(folder, "--model_name_or_path", base)), folder / "asked.json", folder / "replies.json"]
     command = [sys.executable, folder / "ask.py", *words]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     replies = json.loads((folder / "replies.json").read_text())
     return {"rg": read()} | {name: [Reply(*each) for each in found] for name, found in replies.items()}
@@ -143,6 +158,16 @@ def vllm(base, tokenizer, tmp_path_factory):
 
 def test_vllm_writes_two_configurations_with_one_start(vllm):
     check_rg(vllm["rg"])
+
+
+def test_vllm_would_take_mistrals_tokenizer(base, tokenizer):
+    """It is for `tokenizer_mode` to say, and what it says gives the ids that prompts are rendered for."""
+    from vllm.tokenizers.registry import get_tokenizer, resolve_tokenizer_args
+
+    assert resolve_tokenizer_args(str(base))[0] == "mistral"
+    text = "<|im_start|>user"
+    found = get_tokenizer(str(base), tokenizer_mode=VllmEngine.AS_TRANSFORMERS["tokenizer_mode"])(text)["input_ids"]
+    assert found == tokenizer(text)["input_ids"] and found[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
 
 
 def test_vllm_continues_text_and_ids_alike(vllm, tokenizer):
@@ -180,6 +205,7 @@ def test_vllm_decodes_under_a_schema(vllm):
     follows = Draft202012Validator(SCHEMA).is_valid
     assert all(reply.finish == "stop" and follows(json.loads(reply.text)) for reply in vllm["schema"])
     assert len({reply.text for reply in vllm["schema"]}) > 2
+    assert all(reply.text == json.dumps(json.loads(reply.text), separators=(",", ":")) for reply in vllm["schema"])
     assert all(follows(json.loads(reply.text)) for reply in vllm["schema, greedy"])
 
 
@@ -200,13 +226,14 @@ def vllm_version():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a `vllm serve`."""
+    """The address of a `vllm serve`, of a model whose own settings are to take the likeliest token always."""
     folder = tmp_path_factory.mktemp("serve")
+    model = changed(folder / "model", {"generation_config.json": {"do_sample": True, "top_k": 1}})
     port = free_port()
     serve = [
         shutil.which("vllm", path=os.path.dirname(sys.executable)),
         "serve",
-        str(MODEL),
+        str(model),
         "--port",
         str(port),
         "--host",
@@ -227,9 +254,11 @@ def server(tmp_path_factory):
     log = folder / "serve.log"
     with log.open("w") as output:
         environment = {**ENVIRONMENT, "PYTHONPATH": str(folder / "names")}
-        server = subprocess.Popen(serve, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            serve, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 900
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
@@ -240,7 +269,10 @@ def server(tmp_path_factory):
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        server.wait(30)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # what has not ended by then
 
 
 def rg(folder, server, key, *more):
@@ -278,6 +310,7 @@ def test_a_server_takes_text_messages_ids_and_a_schema(server, monkeypatch):
         and (same.text, same.finish) == (messages.text, messages.finish)
         and same.finish == "stop"
     )
+    assert len({reply.text for reply in ask([TEXT] * 6, Sampling(max_tokens=12))}) > 2  # not by the model's top_k
     follows = Draft202012Validator(SCHEMA).is_valid
     rated = ask(ASKED, Sampling(max_tokens=60, top_p=0.95, schema=SCHEMA))
     assert all(reply.finish == "stop" and follows(json.loads(reply.text)) for reply in rated)

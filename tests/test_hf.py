@@ -26,7 +26,7 @@ def make_engine(tmp_path):
     """An engine on a toy whose EOS is </s> while its chat template closes a turn with <|im_end|>: it counts up from
     the last token, so that what it writes is known: every letter's successor, and after "z" what `after` names."""
 
-    def make(after="<|im_end|>", chat_template=None, eos=None, name="tiny"):
+    def make(after="<|im_end|>", chat_template=None, eos=None, name="tiny", **settings):
         import torch
 
         tokenizer = make_tokenizer()
@@ -50,7 +50,7 @@ def make_engine(tmp_path):
             model.generation_config.eos_token_id = eos
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-        return HfEngine(str(tmp_path / name), 1, None, max_rows=64)
+        return HfEngine(str(tmp_path / name), 1, None, max_rows=64, **settings)
 
     return make
 
@@ -139,6 +139,39 @@ def test_a_token_that_lies_half_in_a_stop_string_is_not_in_the_ids():
     assert cut("aé€b", "€") == ("aé", 3)
     assert cut("aé€b", "é", "€") == ("a", 1)
     assert cut("aé€b") == ("aé€b", 7)
+
+
+def test_max_model_len_is_of_prompt_and_reply(make_engine):
+    """As in vLLM: a prompt that leaves no room is too long, a reply ends where the room does."""
+    long, short = ask(make_engine(max_model_len=5), ["stuvw", "st"])
+    assert long == (None, "too long", None) and (short.text, short.finish) == ("uvw", "length")
+    with pytest.raises(UserError, match="--max_model_len 513 is more than the model's 512 tokens"):
+        ask(make_engine(max_model_len=513), ["s"])
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_dtype_is_what_it_computes_in(make_engine, dtype):
+    engine = make_engine(dtype=dtype)
+    assert ask(engine, ["s"])[0].text.startswith("tuvwxyz")
+    assert str(engine._model.dtype) == f"torch.{dtype or 'float32'}"
+
+
+def test_a_full_gpu_is_one_line(make_engine, monkeypatch):
+    """What has come is kept; vLLM's own memory is in test_vllm.py."""
+    import torch
+
+    engine, found = make_engine(), []
+    engine._load()
+
+    def decode(prompts, *rest):
+        yield 0, [5], "stop"
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nOf which")
+
+    monkeypatch.setattr(engine._decoder, "decode", decode)
+    with pytest.raises(UserError, match=r"^CUDA out of memory; give a smaller --batch_size, .* is finished$"):
+        for outcome in engine.complete([Request("s", 0), Request("t", 1)], GREEDY):
+            found.append(outcome)
+    assert [index for index, _ in found] == [0]
 
 
 def test_a_schema_is_checked_and_asked_for_again(tmp_path, model_folder):

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from alignment.command_line import UserError
@@ -429,6 +430,47 @@ def test_it_sends_what_is_set_beside(server, tmp_path, chat):
     assert sent["response_format"] == {"type": "json_schema", "json_schema": json_schema}
 
 
+GENERATION_CONFIG = {"temperature": 0.6, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
+NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
+def drawn_from(body):
+    """What a `vllm serve` samples by: what it is told, else what the model's generation_config.json says."""
+    told = {name: value for name, value in body.items() if name in NEUTRAL | GENERATION_CONFIG and value is not None}
+    found = {**NEUTRAL, **GENERATION_CONFIG, **told}
+    return found | {"top_k": max(found["top_k"], 0)}  # -1 is every token, too
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["texts", "messages"])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_vllms_server_draws_by_the_flags_and_not_by_the_models_settings(server, chat, penalty):
+    """As --backend vllm does, which leaves generation_config.json alone."""
+    server.models = body({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]})
+    sampling = Sampling(max_tokens=7, temperature=0.9, top_p=1.0, repetition_penalty=penalty)
+    [(_, reply)] = OpenAIEngine("m", server.base, 8, 5).complete([asked("good", 0, chat)], sampling)
+    assert reply.text
+    flags = {"temperature": 0.9, "top_p": 1.0, "repetition_penalty": penalty}
+    assert drawn_from(server.bodies[0]) == NEUTRAL | flags
+
+
+@pytest.mark.parametrize("owner", ["openai", None, ["vllm"]])
+def test_another_server_is_sent_nothing_that_it_may_refuse(server, owner):
+    server.models = body({"object": "list", "data": [{"id": "m", "owned_by": owner}, "m"]})
+    [(_, reply)] = OpenAIEngine("m", server.base, 8, 5).complete([asked("good", 0, False)], Sampling(8))
+    assert reply.text and not {"top_k", "min_p", "repetition_penalty"} & set(server.bodies[0])
+
+
+def test_as_many_are_in_flight_as_concurrency_says(server, monkeypatch):
+    """Eight copies of a model have room for 2,048 requests, and the client's own limit is 1,000; here it is 2, and each
+    request is answered once all eight are there."""
+    monkeypatch.setattr("openai._base_client.DEFAULT_CONNECTION_LIMITS", httpx.Limits(max_connections=2))
+    monkeypatch.setattr(OpenAIEngine, "RETRIES", 0)
+    together, good = threading.Barrier(8, timeout=30), Handler.good
+    monkeypatch.setattr(Handler, "good", lambda handler: together.wait() >= 0 and good(handler))
+    requests = [asked("good", number, False) for number in range(8)]
+    assert all(reply.text for _, reply in OpenAIEngine("m", server.base, 8, 60).complete(requests, Sampling(8)))
+
+
 def test_it_sends_token_ids_as_they_are(server, tmp_path):
     [reply] = run(OpenAIEngine("m", server.base, 8, 5), tmp_path, [Request([1, 2, 3], 0)])
     assert server.bodies[0]["prompt"] == [1, 2, 3] and server.paths == ["/v1/completions"]
@@ -610,11 +652,12 @@ def test_a_fault_of_the_client_ends_the_run_and_not_never(server, tmp_path, monk
         raw(b"\xff\xfe"),
         body([]),
         body(None),
+        body({"data": 5}),
         error(404, "no models here"),
         error(503, "busy", Retry_After="100"),
         raw(b"", status=302, Location="http://127.0.0.1:9/"),
     ],
-    ids=["page", "half", "bytes", "list", "null", "404", "503", "302"],
+    ids=["page", "half", "bytes", "list", "null", "number", "404", "503", "302"],
 )
 def test_whatever_is_at_models_the_rows_are_answered(server, tmp_path, act):
     server.models = act

@@ -13,6 +13,15 @@ from alignment.command_line import REPOSITORY, UserError
 from alignment.pretrained import load_pretrained, load_tokenizer, local_folder
 
 
+def test_a_tokenizer_is_the_folders_also_beside_mistrals_own(model_folder):
+    """A tekken.json in a Mistral's folder is of another tokenizer, which knows no special token in a text."""
+    expected = load_tokenizer(str(model_folder))("[INST] Hi [/INST]")["input_ids"]
+    config = json.loads((model_folder / "config.json").read_text()) | {"model_type": "mistral"}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    (model_folder / "tekken.json").write_text(json.dumps({"config": {"version": "v3"}}))
+    assert load_tokenizer(str(model_folder))("[INST] Hi [/INST]")["input_ids"] == expected
+
+
 @pytest.mark.parametrize("model_type", ["never_heard_of", "llama"])
 def test_code_that_a_folder_brings_is_not_run(tmp_path, model_folder, model_type, monkeypatch):
     """Not even where somebody says y: a model of a known kind is loaded without it, any other is one line."""

@@ -1,6 +1,7 @@
 """The engines behind generation.py's contract, and the flags that choose one.
 
-    vllm        vLLM in this process (the default), on GPUs or a CPU       vllm_sampling.py draws its tokens on a CPU
+    vllm        vLLM in this process (the default), on GPUs or a CPU       vllm_failures.py tells why it ended,
+                                                                           vllm_sampling.py draws its tokens on a CPU
     hf          transformers in this process                              decoding.py does its work
     openai      any OpenAI-compatible server
     simulated   a seeded writer without a model, for dry runs and for algorithms with a known right answer
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from alignment.command_line import UserError, boolean, number
 from alignment.generation import Engine
 from alignment.pretrained import check_model
 
 BACKENDS = ("vllm", "hf", "openai", "simulated")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_engine_arguments(parser: ArgumentParser) -> None:
@@ -29,11 +32,14 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     shown = "vllm: share of each GPU's memory, less where a reward model is to fit beside it (default: 0.9, vLLM's own)"
     memory = number(float, 0, 1, above=True)
     group.add_argument("--gpu_memory_utilization", type=memory, default=0.9, help=shown)
+    shown = "vllm, hf: tokens at most of a prompt and its reply (default: the model's own context; with vllm less where"
+    group.add_argument("--max_model_len", type=number(int, 1), help=f"{shown} the memory does not hold it)")
+    shown = "vllm, hf: what the model computes in (default: the checkpoint's own; hf without a GPU: float32)"
+    group.add_argument("--dtype", choices=DTYPES, help=shown)
     group.add_argument("--cache_dir", type=Path, help="where models from the hub are kept (default: the hub's own)")
     group.add_argument("--api_base", help="openai: the server's address, http://host:port/v1; key from OPENAI_API_KEY")
-    group.add_argument(
-        "--concurrency", type=number(int, 1), default=64, help="openai: requests in flight (default: 64)"
-    )
+    shown = "openai: requests in flight (default: 256, as many as vLLM runs at once on most GPUs)"
+    group.add_argument("--concurrency", type=number(int, 1), default=256, help=shown)
     shown = "openai: seconds for a try of a request, to its last byte; tried 3 times (default: 600)"
     group.add_argument("--timeout", type=number(float, 0, above=True), default=600, help=shown)
     shown = "tries more, with other seeds, for a reply that does not follow a request's JSON schema (default: 3)"
@@ -53,7 +59,9 @@ def models_read(args: Namespace) -> list[str]:
 
 
 def engine_from(args: Namespace) -> Engine:
-    """The engine that the flags name. Raises UserError for a model or server that cannot be used."""
+    """The engine that the flags name; a flag that `args` lacks has its default. Raises UserError for a model or server
+    that cannot be used."""
+    args = Namespace(**defaults() | vars(args))
     backend = backend_of(args)
     if not args.model_name_or_path:
         raise UserError("--model_name_or_path is missing")
@@ -66,10 +74,19 @@ def engine_from(args: Namespace) -> Engine:
 
         return SimulatedEngine(args.model_name_or_path)
     check_model(args.model_name_or_path)
+    settings = {"max_model_len": args.max_model_len, "dtype": args.dtype}
     if backend == "vllm":
         from alignment.engines.vllm import VllmEngine
 
-        return VllmEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.gpu_memory_utilization)
+        settings |= {"gpu_memory_utilization": args.gpu_memory_utilization}
+        return VllmEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, **settings)
     from alignment.engines.hf import HfEngine
 
-    return HfEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.batch_size)
+    return HfEngine(args.model_name_or_path, args.n_gpu, args.cache_dir, args.batch_size, **settings)
+
+
+def defaults() -> dict[str, Any]:
+    """The engine's flags as they are where none is given."""
+    parser = ArgumentParser()
+    add_engine_arguments(parser)
+    return vars(parser.parse_args([]))

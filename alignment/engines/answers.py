@@ -97,6 +97,18 @@ def reply_from(body: bytes, secrets: Sequence[str]) -> Reply:
     return Reply(without_secrets(SURROGATE.sub("\ufffd", text), secrets, shortest=KEY_IN_TEXT), finish)
 
 
+def owners(body: bytes) -> set[str]:
+    """Who a server's list of models names as their owners: vLLM names itself. None where it is no such list."""
+    try:
+        value = value_of(body)
+    except ValueError:
+        return set()
+    models = value.get("data") if isinstance(value, dict) else None
+    return (
+        {str(each.get("owned_by")) for each in models if isinstance(each, dict)} if isinstance(models, list) else set()
+    )
+
+
 def unfinished(finish: Any, secrets: Sequence[str]) -> str:
     """Why a reply is no whole one, from its finish_reason."""
     if not isinstance(finish, str):

@@ -31,6 +31,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignment.command_line import UserError
 from alignment.engines.rows import Batch, GrowingLayer, Row, merge, select
 from alignment.engines.sampling import penalised, sample
 from alignment.generation import Sampling
@@ -46,18 +47,22 @@ class Unshareable(Exception):
 
 
 class Decoder:
-    """A causal model that continues prompts, at most `max_rows` of them together, to any of the ids `ends`.
+    """A causal model that continues prompts, at most `max_rows` of them together, to any of the ids `ends`; prompt and
+    reply are `context` tokens at most, by default as many as the model was made for.
 
     The model may be one in training: while `decode` is iterated over it is in eval mode, without gradients, and has
     another attention; afterwards it is as it was found.
     """
 
-    def __init__(self, model: Any, ends: Collection[int], max_rows: int):
+    def __init__(self, model: Any, ends: Collection[int], max_rows: int, context: int | None = None):
         self._model, self._ends, self._max_rows = model, set(ends), max_rows
         self._prefix: Prefix | None = None
         self._tokens = TOKEN_BUDGET
         config = model.config.get_text_config()
-        self._context = getattr(config, "max_position_embeddings", None) or 1 << 20
+        longest = getattr(config, "max_position_embeddings", None) or 1 << 20
+        if context and context > longest:
+            raise UserError(f"--max_model_len {context} is more than the model's {longest} tokens")
+        self._context = context or longest
         layer_types = getattr(config, "layer_types", None) or ["full_attention"]
         self._can_share = (
             model._supports_attention_backend

@@ -13,21 +13,41 @@ from pathlib import Path
 
 import torch
 
+from alignment.command_line import UserError
 from alignment.engines.decoding import Decoder
-from alignment.engines.prompts import cut_reply, prompt_ids
+from alignment.engines.prompts import cut_reply, identity, prompt_ids
 from alignment.generation import Reply, Request, Sampling
-from alignment.pretrained import load_pretrained, load_tokenizer, model_identity
+from alignment.pretrained import first_line, load_pretrained, load_tokenizer
 
 
 class HfEngine:
     """transformers in this process. `max_rows` sequences are decoded together at most."""
 
-    def __init__(self, model: str, n_gpu: int, cache_dir: Path | None, max_rows: int):
-        self.identity = f"hf {model_identity(model)}"
+    def __init__(
+        self,
+        model: str,
+        n_gpu: int,
+        cache_dir: Path | None,
+        max_rows: int,
+        *,
+        max_model_len: int | None = None,
+        dtype: str | None = None,
+    ):
+        self.identity = identity("hf", model, max_model_len, dtype)
         self._name, self._n_gpu, self._cache_dir, self._max_rows = model, n_gpu, cache_dir, max_rows
+        self._max_model_len, self._dtype = max_model_len, dtype
         self._decoder: Decoder | None = None
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        try:
+            yield from self._complete(requests, sampling)
+        except torch.OutOfMemoryError as error:
+            remedy = (
+                "give a smaller --batch_size, or spread the model by --n_gpu; the same command goes on from what is"
+            )
+            raise UserError(f"{first_line(error).partition('. ')[0]}; {remedy} finished") from error
+
+    def _complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         if self._decoder is None:
             self._load()
         for chat in (False, True):  # their replies end at other ids
@@ -47,10 +67,11 @@ class HfEngine:
         cuda = torch.cuda.is_available()
         placement = {"device_map": "auto"} if cuda and self._n_gpu > 1 else {}
         self.tokenizer = load_tokenizer(self._name, self._cache_dir)
-        placement |= {"cache_dir": self._cache_dir, "dtype": "auto" if cuda else torch.float32}
+        dtype = self._dtype or ("auto" if cuda else "float32")
+        placement |= {"cache_dir": self._cache_dir, "dtype": dtype}
         self._model = load_pretrained("AutoModelForCausalLM", self._name, **placement).eval()
         if cuda and "device_map" not in placement:
             self._model.cuda()
         eos = self._model.generation_config.eos_token_id
         ends = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-        self._decoder = Decoder(self._model, ends, self._max_rows)
+        self._decoder = Decoder(self._model, ends, self._max_rows, self._max_model_len)

@@ -5,6 +5,10 @@
 A text or token ids go to /completions, messages to /chat/completions. Whatever a server sends, each request ends in a
 whole reply or in one that says why it is none (answers.py), in a time that --timeout bounds; and a run that a server
 refuses as a whole ends with one line.
+
+`vllm serve` fills what a request leaves open from the model's generation_config.json. It is recognised by its list of
+models, and told all that shapes its sampling, so that it draws as vLLM does in this process. Other servers may refuse
+what OpenAI's protocol lacks, and are not told.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from alignment.command_line import UserError
-from alignment.engines.answers import REDIRECTED, REFUSED, one_line, reply_from, reply_to_refusal, told_by
+from alignment.engines.answers import REDIRECTED, REFUSED, one_line, owners, reply_from, reply_to_refusal, told_by
 from alignment.generation import Reply, Request, Sampling
 from alignment.records import SURROGATE
 from alignment.secrecy import secrets_in, without_key
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 GREETING = 60  # seconds, at most, for the first call, which costs a server nothing
 GRACE = 60  # seconds of back-off that a request has beside its tries
 TIMED_OUT, UNHEARD = Reply(None, "failed: time-out"), Reply(None, "failed: no connection")
+# What vLLM's server would else take from the model's generation_config.json
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 # What a request can do without, in the order in which it is given up, and how a server says that it takes none
 CONCESSIONS = {
     "schema": re.compile(r"response_format|schema|guided|structured|grammar", re.IGNORECASE),
@@ -81,6 +87,7 @@ class OpenAIEngine:
         self._model, self._api_base = model, api_base
         self._concurrency, self._timeout = concurrency, timeout
         self._conceded: set[str] = set()  # what the server was heard not to take
+        self._is_vllm = False
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         loop = asyncio.new_event_loop()
@@ -136,6 +143,7 @@ class OpenAIEngine:
 
     def _client(self) -> openai.AsyncOpenAI:
         """The openai client, but that a time-out bounds a whole try, and that no redirect takes the key elsewhere."""
+        import httpx
         import openai
 
         class Bounded(openai.DefaultAsyncHttpxClient):
@@ -147,6 +155,8 @@ class OpenAIEngine:
                 except TimeoutError:
                     raise openai.APITimeoutError(request=request) from None
 
+        # There are --concurrency workers; the client's own limit is 1,000
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._concurrency)
         address = urlsplit(self._api_base)
         return openai.AsyncOpenAI(
             api_key=self._key,
@@ -154,17 +164,19 @@ class OpenAIEngine:
             default_query=dict(parse_qsl(address.query, keep_blank_values=True)),
             max_retries=self.RETRIES,
             timeout=self._timeout,
-            http_client=Bounded(follow_redirects=False),
+            http_client=Bounded(follow_redirects=False, limits=limits),
         )
 
     async def _greet(self, client: openai.AsyncOpenAI) -> None:
-        """One cheap call, so that a wrong address or key is said at once and not after every request's retries."""
+        """One cheap call, so that a wrong address or key is said at once and not after every request's retries. Its
+        answer tells vLLM's servers from others."""
         import openai
 
         client = client.with_options(max_retries=0, timeout=min(self._timeout, GREETING))
         for pause in (*self.PAUSES, None):
             try:
-                await client.models.with_raw_response.list()  # raw: some have a web page there
+                found = await client.models.with_raw_response.list()  # raw: some have a web page there
+                self._is_vllm = "vllm" in owners(found.http_response.content)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 raise UserError(self._explain(Reply(None, f"{REFUSED} {error.status_code}"), "/models")) from None
             except openai.APIStatusError:
@@ -223,7 +235,7 @@ class OpenAIEngine:
 
     def _settings(self, request: Request, sampling: Sampling, conceded: set[str]) -> dict[str, Any]:
         """The arguments of the client's call. Half a character cannot be sent: U+FFFD stands for it, as in replies."""
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = dict(NEUTRAL) if self._is_vllm else {}
         if sampling.stop_ids:
             extra["stop_token_ids"] = list(sampling.stop_ids)
         if sampling.repetition_penalty != 1.0:

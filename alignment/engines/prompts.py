@@ -1,4 +1,4 @@
-"""A request -> token ids, and ids -> a reply's text, for the engines that have the model's tokenizer."""
+"""For the engines that run a model here: their identity, a request -> token ids, and ids -> a reply's text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 from alignment.command_line import UserError
 from alignment.generation import Request
+from alignment.pretrained import model_identity
 from alignment.templates import load_template
+
+
+def identity(backend: str, model: str, max_model_len: int | None, dtype: str | None) -> str:
+    """What the journal knows an engine by. A setting that is not given is no part of it."""
+    settings = {"max_model_len": max_model_len, "dtype": dtype}
+    return " ".join([backend, model_identity(model), *(f"{name}={value}" for name, value in settings.items() if value)])
 
 
 def prompt_ids(tokenizer: Any, requests: Sequence[Request]) -> tuple[list[list[int]], set[int]]:

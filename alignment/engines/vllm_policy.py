@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from alignment.command_line import UserError
-from alignment.engines.vllm import import_vllm
+from alignment.engines.vllm import VllmEngine, import_vllm
 from alignment.pretrained import first_line, local_folder
 
 MEMORY = 0.3  # of a GPU while awake, for weights and cache: the trainer's own models stay where they are. Our choice
@@ -37,6 +37,7 @@ class VllmPolicy:
                 **({"download_dir": str(cache_dir)} if cache_dir else {}),
                 **(on_cpu if platform.is_cpu() else {"gpu_memory_utilization": MEMORY}),
                 dtype=dtype,
+                **VllmEngine.AS_TRANSFORMERS,
                 logprobs_mode="processed_logprobs",  # of what was sampled from, at the temperature
                 max_num_seqs=max_rows,
                 max_model_len=-1,

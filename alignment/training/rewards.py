@@ -70,13 +70,14 @@ def judge_from(args: Namespace) -> Engine | None:
 
 
 def judge_arguments(args: Namespace) -> Namespace:
-    settings = {"use_hf": False, "n_gpu": 1, "concurrency": 64, "timeout": 600.0, "batch_size": 64}
+    """The flags of an engine that runs the judge; what is not among them has its default."""
     return Namespace(
         model_name_or_path=args.judge_model,
         backend=args.judge_backend,
+        use_hf=False,
         api_base=args.judge_api_base,
         cache_dir=args.cache_dir,
-        **settings,
+        batch_size=64,
     )
 
 
