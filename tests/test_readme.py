@@ -47,6 +47,7 @@ def without_fences(text: str) -> str:
     return re.sub(r"^ *```.*?^ *```", lambda fence: re.sub(r"[^\n]", " ", fence[0]), text, flags=re.M | re.S)
 
 
+PRINTED = {"pwd": ".", "python_here": "python"}
 GAP = "\0"  # a line break inside a command: white space that still counts as a line
 STRING = r"'[^']*'|\"(?:\\[\s\S]|[^\"\\])*\""
 ARRAY = r"\w+\+?=\([^()]*\)"
@@ -57,8 +58,8 @@ def simple_commands(text: str) -> list[tuple[int, str]]:
     """(line, text) of the commands between ; | & ( ) and line ends, without comments, here-documents and redirections.
 
     What is inside $( ) comes before the command around it, and an array's assignment as the one line `NAME=(words)`.
-    A function's definition begins with `function NAME` and ends with `function`. `$(... pwd)` is the repository, and
-    `$(... echo WORD)` the word.
+    A function's definition begins with `function NAME` and ends with `function`. `$(... pwd)` is the repository,
+    `$(... python_here)` python, and `$(... echo WORD)` the word.
     """
 
     def one_line(match: re.Match) -> str:
@@ -69,8 +70,8 @@ def simple_commands(text: str) -> list[tuple[int, str]]:
     inner = []
     while substitution := re.search(r"\$\(([^()]*)\)", text):
         inner.append((line_ends(text[: substitution.start()]) + 1, substitution[1]))
-        last = re.search(r"\b(?:pwd|echo ([^\s'\"$]+))\s*$", substitution[1])
-        printed = (last[1] or ".") if last else UNKNOWN
+        last = re.search(r"\b(pwd|python_here|echo ([^\s'\"$]+))\s*$", substitution[1])
+        printed = PRINTED.get(last[1], last[2]) if last else UNKNOWN
         text = text[: substitution.start()] + printed + GAP * line_ends(substitution[0]) + text[substitution.end() :]
     text = re.sub(rf"({STRING})|(?<!\S)#[^\n]*", lambda match: match[1] or "", text)
     text = text.replace("\\\n", GAP)
