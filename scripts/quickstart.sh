@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to aligned models, small: environment, model, ALMoST's pg, rg and cs on a real language model, a reward
 # model of its comparisons, self-play that it guides, supervised training on that, PPO, then CUT, merged and asked.
-# Hardware: 2 cores, 8 GB of memory, 6 GB of disk; no GPU, key or model hub. Time: 11 minutes, of which 2 set up.
+# Hardware: 2 cores, 8 GB of memory, 8 GB of disk; no GPU, key or model hub. Time: 11 minutes, of which 2 set up.
 # Result: a table of what was kept and dropped and why, and in quickstart/ all that was made. A second run takes seconds.
 #     bash scripts/quickstart.sh
 set -euo pipefail
@@ -32,8 +32,8 @@ head -n 8 "$OUT/prompts.txt" > "$OUT/self_play/prompts.txt"
 
 # Ten steps of PPO, so few and small that they teach nothing yet
 "$PYTHON" train_rl.py --model_name_or_path "$OUT/policy" --data_path "$OUT/prompts.txt" --reward "$OUT/reward_model" \
-  --output_dir "$OUT/ppo" --max_steps 10 --rollout_batch_size 8 --mini_batch_size 8 --num_ppo_epochs 2 \
-  --max_new_tokens 48 --lora_r 16 --learning_rate 1e-4 --value_model policy
+  --output_dir "$OUT/ppo" --max_steps 10 --rollout_batch_size 4 --mini_batch_size 4 --num_ppo_epochs 1 \
+  --max_new_tokens 32 --lora_r 16 --learning_rate 1e-4 --value_model policy
 
 # CUT: learn from judgments, merge, answer
 "$PYTHON" finetune_unlikelihood.py --base_model "$MODEL" --data_path data/judgments.json --output_dir "$OUT/cut" \
