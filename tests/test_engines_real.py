@@ -6,6 +6,7 @@ the one that scripts/setup.sh makes.
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -205,7 +206,8 @@ def test_vllm_decodes_under_a_schema(vllm):
     follows = Draft202012Validator(SCHEMA).is_valid
     assert all(reply.finish == "stop" and follows(json.loads(reply.text)) for reply in vllm["schema"])
     assert len({reply.text for reply in vllm["schema"]}) > 2
-    assert all(reply.text == json.dumps(json.loads(reply.text), separators=(",", ":")) for reply in vllm["schema"])
+    outside = [re.sub(r'"(?:\\.|[^"\\])*"', "", reply.text) for reply in vllm["schema"]]
+    assert not re.search(r"\s", "".join(outside)), outside
     assert all(follows(json.loads(reply.text)) for reply in vllm["schema, greedy"])
 
 
