@@ -17,7 +17,7 @@ SETUP = REPOSITORY / "scripts" / "setup.sh"
 @pytest.fixture
 def place(tmp_path):
     """A folder to set up in, with a fake `python3` first on the PATH, whose pip does what $PIP says."""
-    root, programs = tmp_path / "root", tmp_path / "bin"
+    root, programs = tmp_path / "house", tmp_path / "bin"
     root.mkdir()
     programs.mkdir()
     for name in (
@@ -46,7 +46,7 @@ def set_up(place, *, before="", **environment):
     """Source setup.sh, point it at the folder, and set up. `before` may put functions in the place of programs."""
     script = f"""
         source {SETUP}
-        ROOT={place}/root; MODEL=$ROOT/model; DEVICES={place}/dev/nvidia[0-9]*
+        ROOT={place}/house; MODEL=$ROOT/model; DEVICES={place}/dev/nvidia[0-9]*
         nvidia-smi() {{ return 1; }}
         {before}
         set -euo pipefail
@@ -80,7 +80,7 @@ def test_setup_that_was_cut_short_goes_on(place):
 def test_changed_requirements_are_installed(place):
     """And those from before when they come back: other packages have been there meanwhile."""
     for times, content in enumerate(("x\n", "y\n", "x\n"), 1):
-        (place / "root" / "requirements-cpu.txt").write_text(content)
+        (place / "house" / "requirements-cpu.txt").write_text(content)
         set_up(place)
         assert len(calls(place, "pip install")) == 3 * times
 
@@ -90,7 +90,7 @@ SHOWN = "nvidia-smi() { echo 'GPU 0: A card'; }"  # by the driver
 
 @pytest.mark.parametrize("how", ["nvidia-smi", "device file"])
 def test_each_kind_of_machine_has_its_own_environment(place, how):
-    root = place / "root"
+    root = place / "house"
     set_up(place)
     before = {path: path.read_bytes() for path in (root / ".venv").rglob("*") if path.is_file()}
     (place / "calls").unlink()
@@ -121,7 +121,7 @@ def test_each_kind_of_machine_has_its_own_environment(place, how):
 )
 def test_an_environment_of_another_machine_is_left_alone(place, other):
     """One whose Python is not here, one of the other kind, and one that an earlier version made without saying so."""
-    venv = place / "root" / ".venv"
+    venv = place / "house" / ".venv"
     (venv / "bin").mkdir(parents=True)
     other(venv)
     if not (venv / "bin" / "python").is_symlink():
@@ -139,11 +139,11 @@ def test_an_environment_of_another_machine_is_left_alone(place, other):
 
 
 def test_an_environment_that_was_cut_short_is_made_again(place):
-    (place / "root" / ".venv" / "bin").mkdir(parents=True)
+    (place / "house" / ".venv" / "bin").mkdir(parents=True)
     assert set_up(place).returncode == 0
-    assert (place / "root" / ".venv" / ".kind").read_text() == "cpu\n"
+    assert (place / "house" / ".venv" / ".kind").read_text() == "cpu\n"
     done = set_up(place, before="set_up() { python_here; ROOT=$ROOT/none; python_here; }")
-    assert done.stdout == f"{place}/root/.venv/bin/python\npython3\n"
+    assert done.stdout == f"{place}/house/.venv/bin/python\npython3\n"
 
 
 def pinned(name):
