@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to aligned models, small: environment, model, ALMoST's pg, rg and cs on a real language model, a reward
 # model of its comparisons, self-play that it guides, supervised training on that, PPO, then CUT, merged and asked.
-# Hardware: 2 cores, 8 GB of memory, 8 GB of disk; no GPU, key or model hub. Time: 11 minutes, of which 2 set up.
+# Hardware: 2 cores, 8 GB of memory, 8 GB of disk; no GPU, key or model hub. Time: 14 minutes, of which 2 set up.
 # Result: a table of what was kept and dropped and why, and in quickstart/ all that was made. A second run takes seconds.
 #     bash scripts/quickstart.sh
 set -euo pipefail
