@@ -325,15 +325,18 @@ def test_a_process_that_is_killed_ends_the_wait_for_its_output(fake):
 ORPHAN = """
 import multiprocessing, os, time
 from alignment.engines.vllm_failures import guard
+guard()
+time.sleep(1)
 core = multiprocessing.get_context("fork").Process(target=time.sleep, args=(90,))
 core.start()
-kept = guard([core])
 print(core.pid, flush=True)
+time.sleep(1)
 os.kill(os.getpid(), 9)
 """
 
 
 def test_no_process_outlives_a_run_that_is_killed():
+    """Nor one that starts after the guard, as vLLM's do while a model loads."""
     import psutil
 
     with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, cwd=REPOSITORY) as killed:

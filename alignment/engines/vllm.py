@@ -75,6 +75,7 @@ class VllmEngine:
             warn_of_unseen_gpu()  # on a GPU torch must not touch it before vLLM does
         else:
             tqdm.write("vllm: loading and compiling, which takes minutes the first time")
+        guard()
         try:
             with overheard() as self._said:
                 # The requests' own seeds decide. Prefix caching computes the few-shot header once.
@@ -91,7 +92,6 @@ class VllmEngine:
             reason = why(error, text_of(self._said))
             raise UserError(f"vllm cannot run {self._name}: {reason}") from error
         self._cores, self._tokenizer = watched(found), found.get_tokenizer()
-        self._guard = guard(self._cores)
         tqdm.write(f"vllm: {found.model_config.max_model_len:,} tokens at most of a prompt and its reply")
         return found
 

@@ -13,8 +13,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import active_children
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import IO, Any
@@ -95,22 +97,38 @@ def watched(llm: Any) -> Sequence[Any]:
     return cores
 
 
-# Holds on to the processes, and kills them when its input ends
+# Holds on to the processes that it is told of, and kills them once its parent is gone. What is forked from the parent
+# has the other end of the pipe too, so that its end tells nothing.
 GUARD = """
-import os, signal, sys
-held = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]
-sys.stdin.read()
+import os, select, signal, sys
+parent, held = os.pidfd_open(int(sys.argv[1])), []
+while parent not in select.select([0, parent], [], [])[0]:
+    for pid in os.read(0, 4096).split():
+        try:
+            held.append(os.pidfd_open(int(pid)))
+        except ProcessLookupError:
+            pass
 for each in held:
     signal.pidfd_send_signal(each, signal.SIGKILL)
 """
 
 
-def guard(cores: Sequence[Any]) -> subprocess.Popen | None:
-    """A process that kills vLLM's once this one is gone, whatever ended it: after `kill -9` they would keep the GPU's
-    memory, which the next run needs. It waits for as long as it is referred to."""
-    command = [sys.executable, "-c", GUARD, *(str(core.pid) for core in cores)]
+def guard() -> None:
+    """Start a process that kills vLLM's once this one is gone, whatever ended it: after `kill -9` they would keep the
+    GPU's memory, which the next run needs. Called before they start, so that none is missed while they load."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet) if cores else None
+    command = [sys.executable, "-c", GUARD, str(os.getpid())]
+    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, bufsize=1, start_new_session=True, **quiet)
+
+    def tell() -> None:
+        told: set[int | None] = set()
+        while keeper.poll() is None:
+            for pid in {child.pid for child in active_children()} - told:
+                keeper.stdin.write(f"{pid}\n")
+                told.add(pid)
+            time.sleep(0.1)
+
+    Thread(target=tell, daemon=True).start()
 
 
 def why(error: Exception, said: str, cores: Sequence[Any] = ()) -> str:
