@@ -90,6 +90,7 @@ def fake(monkeypatch):
     for name, value in {**kept, "refuses": False}.items():
         monkeypatch.setattr(LLM, name, value)
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("alignment.engines.vllm.guard", lambda: None)
     members = {
         "vllm": {"LLM": LLM, "SamplingParams": SimpleNamespace},
         "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: LLM.on_cpu)},
@@ -320,6 +321,19 @@ def test_a_process_that_is_killed_ends_the_wait_for_its_output(fake):
     error = client.outputs_queue.get(timeout=30)
     assert isinstance(error, EngineDeadError)
     assert why(error, "", cores) == "its process was killed by signal 9; is there memory enough?"
+
+
+def test_weights_that_stand_twice_in_a_folder_are_refused(tmp_path):
+    """vLLM would load consolidated.safetensors too, and know none of its names."""
+    (tmp_path / "consolidated.safetensors").touch()
+    VllmEngine(str(tmp_path), 1, None)  # Mistral's spelling alone is vLLM's to refuse
+    (tmp_path / "model-00001-of-00001.safetensors").touch()
+    VllmEngine(str(tmp_path), 1, None)  # an index tells which are loaded
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(
+        UserError, match="twice, of which vLLM would load both; move consolidated.safetensors out of it"
+    ):
+        VllmEngine(str(tmp_path), 1, None)
 
 
 ORPHAN = """

@@ -64,6 +64,7 @@ class VllmEngine:
         }
         if cache_dir:  # vLLM looks there for weights alone
             self._settings["download_dir"] = str(cache_dir)
+        check_weights(local_folder(model, cache_dir))
         self._llm: Any = None
 
     def _load(self) -> Any:
@@ -152,6 +153,19 @@ class VllmEngine:
         if self._on_cpu and sampling.temperature > 0:
             return {"extra_args": {"seed": seed, "top_p": sampling.top_p}}  # alignment/engines/vllm_sampling.py
         return {"seed": seed, "top_p": sampling.top_p}
+
+
+def check_weights(folder: Path | None) -> None:
+    """Raise UserError for weights in Mistral's spelling beside the others where no index tells them apart, since vLLM
+    would load both."""
+    if (
+        folder
+        and (folder / "model.safetensors").is_file()
+        and (twice := sorted(folder.glob("consolidated*.safetensors")))
+    ):
+        raise UserError(
+            f"{folder} holds its weights twice, of which vLLM would load both; move {twice[0].name} out of it"
+        )
 
 
 def import_vllm(instead: str) -> tuple[Any, Any]:
