@@ -4,9 +4,10 @@
         --data_path data/iter/train-alpaca-sample-iter1.json --output_dir saved_models/lora/cut-1plus-13b \\
         --batch_size 8 --micro_batch_size 1 --learning_rate 4e-4 --threshold 1.1 --weight_unlike 1 --downsample 0.25
 
-Reads rows of instruction, input, output and judgment, null where the output is satisfactory (alignment/judging.py),
-from .json, .jsonl, .parquet or the hub. Writes to --output_dir a LoRA adapter with its tokenizer and base card, or with
---full_finetuning a whole checkpoint; checkpoints, history.jsonl and history.png; and beside it a run card.
+Reads rows of instruction, input, output and judgment, null where the output is satisfactory, as in
+alignment/judging/judgments.py, from .json, .jsonl, .parquet or the hub. Writes to --output_dir a LoRA adapter with its
+tokenizer and base card, or with --full_finetuning a whole checkpoint; checkpoints, history.jsonl and history.png; and
+beside it a run card.
 
 --method trains one of the paper's baselines on the same rows instead. docs/cut.md numbers every detail.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from alignment.adapters import add_lora, quantisation, quantised, write_base_card
 from alignment.command_line import ArgumentParser, UserError, boolean, is_first, number, run, say, table
-from alignment.judging import downsampled, read_judgments
+from alignment.judging.judgments import downsampled, read_judgments
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import checkpoint_to_resume, claim
 from alignment.training import let_memory_grow

@@ -3,10 +3,14 @@ r"""Checkpoint + instructions -> responses, in the form that alpaca_eval reads.
     python generate.py --base_model_name_or_path saved_models/cut-1plus-13b
     python generate.py --base_model_name_or_path saved_models/cut-1plus-13b --interactive
 
-Reads the 805 instructions of AlpacaEval from the hub, or --data_path: .json or .jsonl rows of instruction (and input).
-Writes [{"instruction", "output", "generator", "dataset"}, ...] to <checkpoint>/alpaca_eval.json or --output_file,
-whole, with a run card beside it. Greedy, as released; a journal beside the output keeps what is finished, so an
-interrupted run goes on. --interactive is a chat in the terminal instead, streamed; it needs transformers alone.
+Reads the 805 instructions of AlpacaEval from the hub, or --data_path: .json or .jsonl rows, or .txt with an instruction
+a line. What the user says is under --user_key, an `input` of the row a line below it, a system message under
+--system_key. Writes [{"id", "instruction", "system", "output", "generator", "dataset"}, ...] to
+<checkpoint>/alpaca_eval.json or --output_file, whole, with a run card beside it; all rows, greedy, as released. A
+journal beside the output keeps what is finished, so an interrupted run goes on. --interactive is a chat in the terminal
+instead, streamed; it needs transformers alone.
+
+    python generate.py --base_model_name_or_path outputs/janus_sft --data_path multifaceted_bench.json --recipe janus
 
     python generate.py --base_model_name_or_path saved_models/policy --template almost --temperature 1 --n 4 \
         --reward_model outputs/reward-model
@@ -25,22 +29,25 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignment.command_line import ArgumentParser, UserError, boolean, number, run, table
+from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.engines.scoring import Scorer, add_scorer_arguments, models_scored_by, scored, scorer_from
 from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.intervals import with_interval
 from alignment.journal import Journal
-from alignment.judging import read_instructions
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, local_folder
 from alignment.ranking import WAYS, best_of_n_curve, choose
-from alignment.records import json_list, write_whole
+from alignment.records import json_list, read_prompts, read_rows, write_whole
 from alignment.run_cards import check_no_input, claim
-from alignment.templates import CHOICES, rendering_from
+from alignment.templates import CHOICES, rendering_from, template_name
 
 ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
 OUTPUT_NAME = "alpaca_eval.json"
-PROMPT_KEYS = ("system", "prompt", "instruction", "input")  # what of a row a template reads
+PROMPT_KEYS = ("system", "instruction", "input")  # what of a row a template reads
+USER_KEYS = ("instruction", "prompt", "user_prompt", "input")  # where a row may say what the user says
+# Sampling as the papers' released code has it: CUT's, and by --recipe
+RELEASED = dict(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=2048)
+RECIPES = {"janus": dict(temperature=1.0, top_p=0.9, repetition_penalty=1.03, max_new_tokens=1024)}
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -55,10 +62,19 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     parser.add_argument("--data_path", type=Path, help=".json or .jsonl (default: AlpacaEval's, from the hub)")
     parser.add_argument("--output_file", type=Path, help=f"default: {OUTPUT_NAME} in the checkpoint's folder")
-    parser.add_argument("--template", choices=CHOICES, default="alpaca", help="default: alpaca, which CUT trains with")
-    parser.add_argument("--max_new_tokens", type=number(int, 1), default=2048, help="default: 2048, released")
-    parser.add_argument("--temperature", type=number(float, 0), default=0.0, help="default: 0, greedy, released")
-    parser.add_argument("--top_p", type=number(float, 0, 1, above=True), default=1.0, help="default: 1, released")
+    shown = f"column of what the user says (default: the first there of {', '.join(USER_KEYS)})"
+    parser.add_argument("--user_key", metavar="KEY", help=shown)
+    shown = "column of the system message, none where it is null or empty (default: system, where there is one)"
+    parser.add_argument("--system_key", metavar="KEY", help=shown)
+    shown = "default: the one that the checkpoint says it was trained with, else alpaca, which CUT trains with"
+    parser.add_argument("--template", choices=CHOICES, help=shown)
+    shown = "janus: temperature 1.0, top-p 0.9, repetition penalty 1.03, 1,024 new tokens, but for flags that are given"
+    parser.add_argument("--recipe", choices=RECIPES, help=shown)
+    parser.add_argument("--max_new_tokens", type=number(int, 1), help="default: 2048, released")
+    parser.add_argument("--temperature", type=number(float, 0), help="default: 0, greedy, released")
+    parser.add_argument("--top_p", type=number(float, 0, 1, above=True), help="default: 1, released")
+    shown = "divides what favours a token that was there before (default: 1, off)"
+    parser.add_argument("--repetition_penalty", type=number(float, 0, above=True), help=shown)
     parser.add_argument("--batch_size", type=number(int, 1), default=256, help="hf: sequences in flight (default: 256)")
     parser.add_argument("--seed", type=int, default=42, help="each row's own seed derives from it (default: 42)")
     parser.add_argument("--n", type=number(int, 1), default=1, help="candidates sampled for each row (default: 1)")
@@ -76,7 +92,41 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     add_engine_arguments(parser)
     add_scorer_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name, value in (RELEASED | RECIPES.get(args.recipe, {})).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+# Rows
+
+
+def read_asked(path: Path, user_key: str | None, system_key: str | None) -> list[dict]:
+    """{"id", "instruction", "input", "system", "dataset"} of each row: without an id its number, without an input "".
+
+    Raises UserError for a key that no row has, and for what is no text.
+    """
+    rows = [{"instruction": line} for line in read_prompts(path)] if path.suffix == ".txt" else read_rows(path)
+    there = dict.fromkeys(key for row in rows for key in row)
+    for flag, key in (("--user_key", user_key), ("--system_key", system_key)):
+        if key and key not in there:
+            raise UserError(f"data {path} has no {key!r}, but {', '.join(there)}: {flag} {key}{nearest(key, there)}")
+    user = user_key or next((key for key in USER_KEYS if any(row.get(key) is not None for row in rows)), None)
+    if user is None:
+        wanted = ", ".join(USER_KEYS)
+        raise UserError(f"data {path} has none of {wanted}, but {', '.join(there)}; name the column by --user_key")
+    columns = {"instruction": user, "system": system_key or "system"} | ({"input": "input"} if user != "input" else {})
+    return [asked_of(f"data {path}, row {number}", number, row, columns) for number, row in enumerate(rows)]
+
+
+def asked_of(place: str, number: int, row: dict, columns: dict[str, str]) -> dict:
+    texts = {name: row.get(key) for name, key in columns.items()}
+    for name, text in texts.items():
+        if not isinstance(text, str | None) or (name == "instruction" and not (text or "").strip()):
+            raise UserError(f"{place} has no text under {columns[name]!r}")
+    own = {name: row[name] for name in ("id", "dataset") if row.get(name) is not None}
+    return {"id": number, "input": ""} | own | {name: text for name, text in texts.items() if text}
 
 
 def fetch_alpaca_eval() -> Path:
@@ -93,8 +143,8 @@ def fetch_alpaca_eval() -> Path:
 
 
 def output_row(row: dict, output: str, args: Namespace, dataset: str) -> dict:
-    """What alpaca_eval reads, and the instruction's own `id` and `input` where it has them."""
-    kept = {name: row[name] for name in ("id", "instruction", "input") if row.get(name) not in ("", None)}
+    """What alpaca_eval reads, the row's id, and its `input` and system message where it has them."""
+    kept = {name: row[name] for name in ("id", "instruction", "input", "system") if row.get(name) not in ("", None)}
     generator = Path(args.model_name_or_path.partition("?")[0]).name
     return kept | {"output": output, "generator": generator, "dataset": row.get("dataset") or dataset}
 
@@ -143,7 +193,8 @@ def chosen_in(pool: Sequence[dict], how: str, seed: int) -> int | None:
 
 
 def pool_line(row: dict, pool: Sequence[dict], chosen: int | None) -> str:
-    line = {"instruction": row["instruction"], "candidates": pool, "chosen": chosen}
+    told = {name: row[name] for name in ("instruction", "system") if name in row}
+    line = told | {"candidates": pool, "chosen": chosen}
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
@@ -212,10 +263,11 @@ def respond(args: Namespace) -> None:
     check_candidates(args)
     output = args.output_file or Path(args.model_name_or_path) / OUTPUT_NAME
     data = args.data_path or fetch_alpaca_eval()
-    rows = read_instructions(str(data))[args.skip :][: args.limit]
+    rows = read_asked(Path(data), args.user_key, args.system_key)[args.skip :][: args.limit]
     if not rows:
         raise UserError(f"data {data}: --skip {args.skip} leaves no row")
     engine = engine_from(args)
+    args.template = args.template or template_name(args, "alpaca")
     scorer = scorer_from(args) if args.reward_model or args.reward_api_base else None
     models = models_read(args) + models_scored_by(args)
     beside = [output.with_name(output.stem + end) for end in (".candidates.jsonl", ".best_of_n.json", ".best_of_n.png")]
@@ -227,9 +279,10 @@ def respond(args: Namespace) -> None:
         if held.is_done() and all(path.exists() for path in made):
             return print(held.already())
         held.begin()
-        rendering = rendering_from(args, "alpaca")
+        rendering = rendering_from(args, None)
         ends = (rendering.end_id,) if rendering.end else ()
-        sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop, ends)
+        how = (args.max_new_tokens, args.temperature, args.top_p, rendering.stop, ends)
+        sampling = Sampling(*how, repetition_penalty=args.repetition_penalty)
         numbers = range(args.skip, args.skip + len(rows))
         texts = [rendering.render(row) for row in rows]
         seeds = [candidate_seeds(args.seed, number, args.n) for number in numbers]
@@ -313,6 +366,7 @@ def chat(args: Namespace) -> None:
             streamer=TextStreamer(tokenizer, skip_prompt=True),
             tokenizer=tokenizer,
             stop_strings=list(rendering.stop) or None,
+            repetition_penalty=args.repetition_penalty,
             eos_token_id=sorted(ends),
             pad_token_id=tokenizer.eos_token_id,
             **(sampled if args.temperature else {"do_sample": False, "temperature": None, "top_p": None}),

@@ -19,6 +19,7 @@ from alignment.adapters import check_base, quantisation, with_adapter
 from alignment.command_line import ArgumentParser, UserError, run
 from alignment.pretrained import check_model, fit_embeddings, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import Run, claim
+from alignment.templates import trained_with
 
 # Root mean square of the logits' difference over that of the logits. Rounding merged weights to half precision costs
 # this much; a wrong scale, a missing layer or another base costs far more.
@@ -129,6 +130,8 @@ def main(args: Namespace) -> None:
         has_tokenizer = (adapter / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(str(adapter) if has_tokenizer else base)
         model, wanted = merge(base, adapter, tokenizer, args.device, quantised)
+        if template := trained_with(str(adapter)):
+            model.config.prompt_template = template
         precision = str(model.dtype).removeprefix("torch.")
         tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE[precision]
         error = relative_error(probe_logits(model), wanted)

@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 
 from alignment import records
+from alignment.asking import Asked, ask
 from alignment.command_line import ArgumentParser, Progress, UserError, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.generation import Sampling, generate, refuse_failures
 from alignment.janus import preferences, rows, splits, writers
-from alignment.janus.asking import Asked, ask
 from alignment.janus.leaks import LeakRule
 from alignment.journal import Journal
 from alignment.run_cards import check_no_input, claim

@@ -2,6 +2,7 @@
 """Train on HF Trainer: supervised (sft), reward model (reward), DPO (dpo) or ORPO (orpo).
 
     python train.py --objective reward --model_name_or_path MODEL --data_path comparison.json --output_dir outputs/rm
+    python train.py --objective reward ... --data_path hh.jsonl oasst1.parquet webgpt.jsonl --data_shares 0.72 0.14 0.14
     torchrun --nproc_per_node=4 train.py --objective sft ...       # FSDP: --fsdp "full_shard auto_wrap"
 
 Reads rows as `alignment/training_data.py` lists them. Writes into --output_dir: the model and its tokenizer,
@@ -26,7 +27,7 @@ from alignment.pretrained import check_model, contents, fit_embeddings, load_pre
 from alignment.run_cards import Run, checkpoint_to_resume, claim
 from alignment.templates import load_template
 from alignment.training import let_memory_grow
-from alignment.training_data import OBJECTIVES, control, counts, read_examples, report, usable
+from alignment.training_data import OBJECTIVES, check_shares, control, counts, mixed, read_parts
 
 # Constants of the papers: ALMoST's released commands, Janus's training table
 DEFAULTS = {
@@ -55,12 +56,16 @@ def build_parser() -> ArgumentParser:
     flag("--train_reward_model", **switch, help="ALMoST's spelling of --objective reward")
     flag("--model_name_or_path", required=True, help="any causal model of transformers: a folder or a hub name")
     flag("--cache_dir", help="where transformers keeps what it downloads")
-    flag("--data_path", required=True, help=".json or .jsonl, also .gz, .parquet, or a data set's name on the hub")
+    shown = ".json or .jsonl, also .gz, .parquet, or a data set's name on the hub; of several all, one after the other"
+    flag("--data_path", nargs="+", required=True, metavar="DATA", help=shown)
+    shown = "for each --data_path its share (Janus's reward model: 0.72 0.14 0.14): the largest mixture without repeats"
+    flag("--data_shares", type=number(float, 0, 1, above=True), nargs="+", metavar="SHARE", help=shown)
+    flag("--ties", choices=("second",), help="of equal scores the second wins, as released; default: left out")
     flag("--eval_data_path", help="the same for evaluation; evaluated at --eval_strategy and at the end")
     flag("--output_dir", type=Path, required=True, help="where the model goes")
-    flag("--limit", type=positive, help="only the first N rows, for a trial; default all")
+    flag("--limit", type=positive, help="only the first N rows, or of a mixture N at most; default all")
     flag("--output_key", default="output", help="sft: the column that is learned, as chosen of pairs; default output")
-    flag("--template", default="almost", help="almost | alpaca | mistral (Janus) | chat; default almost")
+    flag("--template", default="almost", help="almost | alpaca | mistral, chatml (Janus) | chat; default almost")
     flag("--model_max_length", type=positive, help="tokens; default 512 sft, 1024 reward, 2048 dpo, 4096 orpo")
     # objectives
     flag("--packing", **switch, help="sft: several rows in a line, none sees another")
@@ -142,8 +147,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.warmup_ratio = None if args.warmup_steps else 0.03
     if args.packing and args.objective != "sft":
         parser.error("--packing is for --objective sft: pairs are compared whole")
-    if args.control and args.objective == "sft":
-        parser.error("--control replaces preferences, and --objective sft has none")
+    if (args.control or args.ties) and args.objective == "sft":
+        parser.error(f"--{'control' if args.control else 'ties'} is for preferences, and --objective sft has none")
     if args.normalize_reward and args.objective != "reward":
         parser.error("--normalize_reward is for --objective reward")
     if args.output_key != "output" and args.objective != "sft":
@@ -154,6 +159,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("a quantised base is frozen: give --lora_r too")
     if args.evaluation_strategy != "no" and not args.eval_data_path:
         parser.error("--evaluation_strategy needs --eval_data_path")
+    if len(set(args.data_path)) < len(args.data_path):
+        parser.error(f"--data_path {' '.join(args.data_path)}: one comes twice")
+    if args.data_shares:
+        check_shares(args.data_shares, args.data_path)
     return args
 
 
@@ -174,7 +183,7 @@ def trainer_flags(parser: ArgumentParser, rest: list[str]) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> None:
     let_memory_grow()
     check_model(args.model_name_or_path)
-    inputs = filter(None, (args.data_path, args.eval_data_path))
+    inputs = [*args.data_path, *filter(None, [args.eval_data_path])]
     read = {"inputs": inputs, "models": [args.model_name_or_path], "cache_dir": args.cache_dir}
     try:
         with claim(args.output_dir, args, script=__file__, folder=True, **read) as held:
@@ -198,23 +207,27 @@ def load_data(args: argparse.Namespace):
     """The template, items of "train" and "eval", and counts by reason for the run card."""
     from alignment.training.batches import encode_examples
 
-    sets, row_counts = {}, {}
-    examples = {"train": read_examples(args.data_path, args.objective, args.limit, args.output_key)}
+    how = {"objective": args.objective, "output_key": args.output_key, "ties": args.ties}
+    read = {"train": read_parts(args.data_path, limit=None if args.data_shares else args.limit, **how)}
     if args.eval_data_path:
-        examples["eval"] = read_examples(args.eval_data_path, args.objective, args.limit, args.output_key)
+        read["eval"] = read_parts([args.eval_data_path], limit=args.limit, **how)
     tokenizer = training_tokenizer(args.model_name_or_path, args.cache_dir)
     template = load_template(args.template, tokenizer)
-    for name, read in examples.items():
-        kept, dropped = usable(read)
-        if args.control and name == "train":
-            kept = control(kept, args.control, args.seed)
-        sets[name], too_long = encode_examples(kept, template, args.model_max_length, cut=args.objective == "reward")
-        dropped |= {"too long": too_long} if too_long else {}
-        row_counts[name] = counts(len(read), len(sets[name]), dropped)
-        say(f"{name}: {len(read):,} rows, {len(sets[name]):,} kept" + (f"; dropped {report(dropped)}" * bool(dropped)))
-        if not sets[name]:
-            path = args.data_path if name == "train" else args.eval_data_path
-            raise UserError(f"data {path}: all {len(read)} rows were dropped: {report(dropped)}")
+    sets, row_counts, reads_end = {}, {}, args.objective == "reward"
+    for name, parts in read.items():
+        for part in parts:
+            part.drop_unusable(own_turns=template.takes_own_turns)
+        if args.data_shares and name == "train":
+            parts = mixed(parts, args.data_shares, args.limit, args.seed)
+        sets[name] = []
+        for part in parts:
+            if args.control and name == "train":
+                part.examples = control(part.examples, args.control, args.seed)
+            items, too_long = encode_examples(part.examples, template, args.model_max_length, cut=reads_end)
+            part.drop({"too long": too_long})
+            sets[name] += items
+            say(f"{name}{f', {part.source}' if len(parts) > 1 else ''}: {part}")
+        row_counts[name] = counts(parts)
     return template, sets, row_counts
 
 

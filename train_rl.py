@@ -179,9 +179,10 @@ def load_data(args: argparse.Namespace):
     if args.data_path.endswith(".txt"):
         rows = [{"prompt": line} for line in read_prompts(Path(args.data_path))][: args.limit]
     else:
-        rows = read_rows(args.data_path)[: args.limit]
-        for place, row in enumerate(rows):
-            prompt_of(args.data_path, place, row)
+        rows = [
+            row | prompt_of(args.data_path, place, row)
+            for place, row in enumerate(read_rows(args.data_path)[: args.limit])
+        ]
     config = load_pretrained("AutoConfig", args.model_name_or_path, cache_dir=args.cache_dir)
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):

@@ -13,24 +13,31 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     few_shot.py      ALMoST's few-shot prompts, and reply -> text; format and parse are neighbours
     training_data.py the rows that train.py learns from, in all their forms
     generation.py    Request, Reply, Sampling, Engine, generate(): the contract that engines/ carries out
+    asking.py        a reply that cannot be used is asked again, then counted
     filters.py       is this one text worth keeping?  One predicate a rule, each with a reason
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
     ranking.py       many texts for one prompt: who beats whom, may it be a pair, which is best
-    judging.py       judgments: their rows, the prompts that ask for them, and the reading of replies
+    agreement.py     how far two measurements of the same things agree
     intervals.py     how sure a number is: Wilson, bootstrap, and the one way to print both
     pages.py         the one way to a self-contained, escaped HTML page
+
+judging/, what judges are asked, and what is read from their replies:
+    judgments.py     CUT's judgments: their rows, prompts and replies
+    criteria.py      weighted criteria, for rewards
+    verdicts.py      a reply -> the grade from 1 to 5 that it ends in
+    grades.py        a response graded by each of its rubrics, as the bench does
+    bench.py         the bench's rows, the responses to them, and what grades say of models
 
 janus/, the data of Janus:
     preferences.py   dimension > subdimension > preference, and the sets of four that are drawn around this tree
     leaks.py         does a system message give its instruction away?
     rows.py          instructions and the files between the modes, and the published collection in its forms
-    asking.py        a reply that cannot be used is asked again, then counted
     writers.py       what a model is asked in each mode, and the reading of its reply
     splits.py        the bench proven unseen in training; responses -> the sets that train.py learns
     measures.py      what the report shows of a collection
 
 engines/, what runs models: `engine_from` and its flags in __init__.py;
-    vllm.py  hf.py  openai.py  simulated.py
+    vllm.py  hf.py  openai.py  simulated.py  simulated_judge.py
     prompts.py       a request -> token ids, by the model's own tokenizer and chat template
     answers.py       whatever a server sends -> a reply
     schemas.py       values that follow a JSON schema, for the simulated writer

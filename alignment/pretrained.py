@@ -149,15 +149,16 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def fit_embeddings(model: Any, tokenizer: Any) -> None:
-    """Room for a token the tokenizer has gained; its row is the mean of the others, as in ALMoST's SFT."""
+    """Room for the tokens the tokenizer has gained; their rows are the mean of the others, as in ALMoST's SFT."""
     import torch
 
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    before = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 if layer is not None:
-                    layer.weight[-1] = layer.weight[:-1].mean(0)
+                    layer.weight[before:] = layer.weight[:before].mean(0)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
 

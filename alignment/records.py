@@ -217,6 +217,8 @@ def read_hub(name: str, what: str) -> list[dict]:
         return datasets.load_dataset(name, split="train").to_list()
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, ValueError, FileNotFoundError) as error:
         raise UserError(f"{what} {name} does not exist here nor on the hub: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:  # it is a script, which datasets runs no more
+        raise UserError(f"{what} {name} cannot be had: {str(error).splitlines()[0]}; give one of its files") from None
 
 
 # Prompts and replies

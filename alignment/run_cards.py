@@ -149,6 +149,8 @@ class Run:
                 found.append(f"--{name} is {now}, was {then}")
         for kind in ("inputs", "models"):
             then = list(other[kind].values())
+            if len(then) > len(ours[kind]):
+                found.append(f"it was made of {len(then)} {kind}, not {len(ours[kind])}")
             found += [
                 f"{name} has other contents"
                 for place, (name, now) in enumerate(ours[kind].items())

@@ -4,6 +4,7 @@ r"""One object per template, so that data, reward model, policy and evaluation s
     alpaca            ### Instruction:\n{}\n\n### Response:\n + response          CUT, section 2.2
     alpaca_judgment   the same with ### Judgment: before the response             CUT, condition [x, j]
     mistral           [INST] {system}\n{instruction} [/INST]  + response          Janus, training recipe
+    chatml            <|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n + response   Janus, ORPO; a system role
     chat              the tokenizer's own chat template       + response
 
 A row is any of these, and each template takes all of them that it can express:
@@ -31,8 +32,9 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any, NoReturn
 
-from alignment.command_line import REPOSITORY, UserError, nearest
-from alignment.pretrained import load_tokenizer
+from alignment.command_line import REPOSITORY, UserError, nearest, warn
+from alignment.pretrained import load_pretrained, load_tokenizer, local_folder
+from alignment.records import read_json
 
 Message = dict[str, str]
 ASSETS = REPOSITORY / "assets" / "templates"
@@ -41,6 +43,7 @@ LAST_TURN = "\n\nAssistant:"
 ANCHOR = "\n"  # what a response is tokenised after, where its prompt ends in no special token
 PROBE = "text between marks"  # stands for what is said while a chat template shows what it makes of it
 SAMPLE = {"prompt": "a", "judgment": "a"}  # a row that every template takes, to see how its prompts begin and end
+CHATML = ("<|im_start|>", "<|im_end|>")  # open and end a turn
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,21 @@ class Template:
         token = self.tokenizer.added_tokens_decoder.get(self.prompt_ids([SAMPLE])[0][-1])
         return ANCHOR if token is None else token.content
 
+    @property
+    def takes_own_turns(self) -> bool:
+        """Whether a prompt may end in the assistant's turn."""
+        try:
+            self.render(SAMPLE | {"prompt": talk("a", "b")})
+        except UserError:
+            return False
+        return True
+
 
 def load_template(name: str, tokenizer: Any) -> Template:
-    """The template called `name`. Raises UserError for an unknown one, and for `chat` where the tokenizer has none."""
+    """The template called `name`. Raises UserError for an unknown one, and for `chat` where the tokenizer has none.
+
+    For `chatml` a tokenizer without its two tokens gets them; `fit_embeddings` then makes room in the model.
+    """
     if name not in TEMPLATES:
         raise UserError(f"template {name!r} is none of {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}")
     if tokenizer.eos_token is None:
@@ -158,8 +173,9 @@ def asset(name: str) -> Any:
 
 
 def asset_text(name: str, row: dict, **slots: str) -> str:
-    """A row's prompt in a template of assets/, none of which has a role for a system message."""
-    return asset(name).render(messages=fold_system(messages(row)), add_generation_prompt=True, **slots)
+    """A row's prompt in a template of assets/, of which only `chatml` has a role for a system message."""
+    found = messages(row) if name == "chatml" else fold_system(messages(row))
+    return asset(name).render(messages=found, add_generation_prompt=True, **slots)
 
 
 def almost_text(row: dict) -> str:
@@ -205,6 +221,17 @@ def mistral(tokenizer: Any) -> Template:
     return Template("mistral", tokenizer, render, "", ("[INST]",))
 
 
+def chatml(tokenizer: Any) -> Template:
+    if missing := not_in(tokenizer):
+        tokenizer.add_tokens(missing, special_tokens=True)
+    return Template("chatml", tokenizer, partial(asset_text, "chatml"), end=CHATML[1], folds=False)
+
+
+def not_in(tokenizer: Any) -> list[str]:
+    """The tokens of `chatml` that a tokenizer lacks."""
+    return [token for token in CHATML if token not in tokenizer.get_vocab()]
+
+
 def chat(tokenizer: Any) -> Template:
     """The tokenizer's own. What it makes of a system message and of a reply is seen from what it writes."""
     if not tokenizer.chat_template:
@@ -239,7 +266,7 @@ def closing_token(tokenizer: Any, after: str) -> str:
     return tokenizer.convert_ids_to_tokens(first[0]) if special and first[0] != tokenizer.eos_token_id else ""
 
 
-TEMPLATES = {each.__name__: each for each in (almost, alpaca, alpaca_judgment, mistral, chat)}
+TEMPLATES = {each.__name__: each for each in (almost, alpaca, alpaca_judgment, mistral, chatml, chat)}
 
 
 # Ids
@@ -332,18 +359,50 @@ CHOICES = (*(name for name in TEMPLATES if not name.endswith("_judgment")), RAW)
 
 
 def rendering_from(args: Namespace, default: str | None) -> Template:
-    """The template that --template names, whose `render` and `stop` are for the engine that the flags name.
+    """The template of `template_name`, whose `render` and `stop` are for the engine that the flags name.
 
-    `default` None is chat where the tokenizer has one. A server or simulated writer has no tokenizer here: `raw`,
-    `alpaca` and `almost` do without one. BOS is left to the engine.
+    A server or simulated writer has no tokenizer here: `raw`, `alpaca` and `almost` do without one. BOS is left to the
+    engine.
     """
-    is_remote = args.backend in ("openai", "simulated")
-    name = args.template or default or (RAW if is_remote else "chat")
-    if is_remote and name in ("alpaca", "almost"):
+    name = template_name(args, default)
+    if is_elsewhere(args) and name in ("alpaca", "almost"):
         return TEMPLATES[name](None)
     tokenizer = None if name == RAW else load_tokenizer(args.model_name_or_path, args.cache_dir)
+    if name == "chatml" and (missing := not_in(tokenizer)):
+        raise UserError(f"the tokenizer of {args.model_name_or_path} has no {missing[0]}: no model of it knows chatml")
     if name == RAW or (name == "chat" and not args.template and not tokenizer.chat_template):
         return Template(RAW, None, lambda row: messages(row)[-1]["content"])
     template = load_template(name, tokenizer)
     bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
     return replace(template, render=lambda row: template.render(row).removeprefix(bos))
+
+
+def is_elsewhere(args: Namespace) -> bool:
+    """Whether model and tokenizer are behind a server, or there are none."""
+    return args.backend in ("openai", "simulated")
+
+
+def template_name(args: Namespace, default: str | None) -> str:
+    """--template, else the one that the model says it was trained with (J11), else `default`, of which None is chat
+    where the tokenizer has one. Warns where the first two differ."""
+    if is_elsewhere(args):
+        return args.template or default or RAW
+    trained = trained_with(args.model_name_or_path, args.cache_dir)
+    if trained and args.template not in (None, trained):
+        model = args.model_name_or_path
+        warn(f"--template {args.template}, but {model} was trained with {trained}, as its config says")
+    return args.template or trained or default or "chat"
+
+
+def trained_with(name: str, cache_dir: Any = None) -> str | None:
+    """The template that training left in a model's config, where engines can be asked in it. None also where there is
+    no config that can be read: who loads the model says what is wrong."""
+    folder = local_folder(name, cache_dir)
+    try:
+        if folder:
+            config = read_json(folder / "config.json", "model config")
+        else:
+            config = load_pretrained("AutoConfig", name, cache_dir=cache_dir).to_dict()
+    except UserError:
+        return None
+    return config.get("prompt_template") if config.get("prompt_template") in CHOICES else None

@@ -148,7 +148,7 @@ def load(args: Namespace, device: str):
 
 def read_items(args: Namespace, tokenizer) -> list:
     """Shuffled items of the paper's mix, one satisfactory row to four flawed ones, for one step more than is timed."""
-    from alignment.judging import downsampled, read_judgments
+    from alignment.judging.judgments import downsampled, read_judgments
     from alignment.training.cut_lines import encode_rows, load_templates
 
     rows = downsampled(read_judgments(args.data_path), 0.25, 42)

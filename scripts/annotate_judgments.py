@@ -20,7 +20,7 @@ from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.journal import Journal
-from alignment.judging import (
+from alignment.judging.judgments import (
     FAULTY_SCORE,
     FORMS,
     JUDGE_STOP,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.command_line import ArgumentParser, UserError, run, table
-from alignment.judging import FAULTY_SCORE
+from alignment.judging.judgments import FAULTY_SCORE
 from alignment.records import json_list, read_rows, write_whole
 from alignment.run_cards import claim
 

@@ -14,7 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run
-from alignment.judging import quoted_in, quoted_spans, read_judgments
+from alignment.judging.judgments import quoted_in, quoted_spans, read_judgments
 from alignment.pages import page
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
 from alignment.records import write_whole

@@ -18,7 +18,7 @@ import numpy as np
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.intervals import paired_bootstrap, with_interval
-from alignment.judging import read_judgments
+from alignment.judging.judgments import read_judgments
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer
 
 

@@ -16,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
-from alignment.judging import read_instructions
+from alignment.judging.judgments import read_instructions
 from alignment.records import json_list, one_line, write_whole
 from alignment.run_cards import claim
 

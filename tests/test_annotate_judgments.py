@@ -7,7 +7,7 @@ import pytest
 from alignment.command_line import UserError
 from alignment.engines.simulated import SimulatedEngine
 from alignment.generation import Reply
-from alignment.judging import read_judgments
+from alignment.judging.judgments import read_judgments
 from scripts import annotate_judgments
 
 ROWS = [
@@ -61,13 +61,13 @@ def test_judgments_are_what_training_reads(tmp_path, judge):
 
 def test_replies_are_read_anew_for_free(tmp_path, judge, monkeypatch):
     """Without the output the replies are read again, and asked for no more; another form asks all again."""
-    from alignment import judging
-    from alignment.judging import Verdict
+    from alignment.judging import judgments
+    from alignment.judging.judgments import Verdict
 
     annotate(tmp_path)
     assert len(judge[0]) == 4
     (tmp_path / "out.json").unlink()
-    monkeypatch.setitem(judging.PARSERS, "annotate", lambda reply: Verdict(f"read: {reply}"))
+    monkeypatch.setitem(judgments.PARSERS, "annotate", lambda reply: Verdict(f"read: {reply}"))
     rows, _ = annotate(tmp_path)
     assert len(judge[0]) == 4 and rows[0]["judgment"] == "read: Satisfactory."
     annotate(tmp_path, "--form", "ai_judge")

@@ -195,6 +195,8 @@ def hub(monkeypatch):
 
     def load_dataset(name, split):
         asked.append((name, split))
+        if name == "a/script":
+            raise RuntimeError("scripts are no longer supported\nand more")
         if name not in HUB:
             raise ConnectionError("no such data set\nand more")
         return SimpleNamespace(to_list=lambda: HUB[name])
@@ -221,6 +223,9 @@ def test_rows_of_the_hub(hub):
     assert read_rows("some/rows") == [{"a": 1}] and hub == [("some/rows", "train")]
     with pytest.raises(UserError, match="data other/rows does not exist here nor on the hub: no such data set$"):
         read_rows("other/rows")
+    told = "data a/script cannot be had: scripts are no longer supported; give one of its files$"
+    with pytest.raises(UserError, match=told):
+        read_rows("a/script")
 
 
 def test_the_hash_of_a_file_is_of_its_bytes_and_that_of_the_hub_of_its_rows(tmp_path, hub, monkeypatch):

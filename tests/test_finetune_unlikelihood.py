@@ -16,7 +16,7 @@ import finetune_unlikelihood as script
 import merge
 from alignment.adapters import check_base, quantisation
 from alignment.command_line import UserError
-from alignment.judging import downsampled
+from alignment.judging.judgments import downsampled
 from alignment.pretrained import contents
 from alignment.training import cut_lines
 from alignment.training.batches import epoch_batches

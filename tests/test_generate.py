@@ -162,7 +162,13 @@ def test_interactive_streams_and_ends(model_folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("rows", "flags", "said"),
     [
-        ([{"prompt": "x"}], [], "row 0 has no text under 'instruction'"),
+        ([{"text": "x"}], [], "has none of instruction, prompt, user_prompt, input, but text; name .* by --user_key"),
+        ([ROWS[0], {"id": 3}], [], "row 1 has no text under 'instruction'"),
+        ([{"prompt": " "}], [], "row 0 has no text under 'prompt'"),
+        ([{"prompt": ["x"]}], [], "row 0 has no text under 'prompt'"),
+        ([ROWS[0] | {"system": {"role": "x"}}], [], "row 0 has no text under 'system'"),
+        ([{"prompt": "x"}], ["--user_key", "promt"], "no 'promt', but prompt: --user_key promt; did you mean 'prompt'"),
+        ([{"prompt": "x", "system": "s"}], ["--system_key", "sistem"], "no 'sistem', .*; did you mean 'system'"),
         ([], [], "has no rows"),
         (ROWS, ["--base_model_name_or_path", "./nowhere", "--backend", "hf", "--output_file", "o"], "does not exist"),
         (ROWS, ["--base_model_name_or_path", "org/name"], "is no folder: give --output_file"),
@@ -183,6 +189,107 @@ def test_wrong_input_writes_nothing(tmp_path, data, rows, flags, said, monkeypat
     with pytest.raises(UserError, match=said):
         respond(*defaults, *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["asks.json"]
+
+
+# System messages, columns, recipes, the template of the checkpoint
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the simulated engine is asked: prompts and samplings."""
+    seen, original = [], SimulatedEngine.complete
+
+    def recording(self, requests, sampling):
+        seen.extend((request.prompt, sampling) for request in requests)
+        return original(self, requests, sampling)
+
+    monkeypatch.setattr(SimulatedEngine, "complete", recording)
+    return seen
+
+
+SAID = "\n\nHuman: {}\n\nAssistant:"
+
+
+def test_collection_and_bench_rows_are_answered(tmp_path, data, asked):
+    """All of them: prompt and system message as they are there, none where it is null or empty; ids as they came, and
+    the number where there is none."""
+    rows = [
+        {
+            "id": "a",
+            "system": "Be a poet.",
+            "prompt": "Say one.",
+            "preference_set": [],
+            "rubrics": [],
+            "source": "koala",
+        },
+        {"id": 7, "system": "", "prompt": "Say two."},
+        {"system": None, "prompt": "Say three.", "input": "Now."},
+        {"prompt": "Say four."},
+    ]
+    data.write_text(json.dumps(rows))
+    found = simulated(data, tmp_path / "out.json", "--template", "almost")
+    said = ["Be a poet.\nSay one.", "Say two.", "Say three.\nNow.", "Say four."]
+    assert [prompt for prompt, _ in asked] == [SAID.format(text) for text in said]
+    assert [row["id"] for row in found] == ["a", 7, 2, 3]
+    assert [row["instruction"] for row in found] == [row["prompt"] for row in rows]
+    assert [row.get("system") for row in found] == ["Be a poet.", None, None, None]
+    assert set(found[0]) == {"id", "instruction", "system", "output", "generator", "dataset"}
+
+
+def test_columns_by_name(tmp_path, data, asked):
+    """Of two columns that could be the user's the one named, and a system message of any name. The first there is the
+    default: instruction before prompt before input, which is a text of its own then."""
+    row = {"instruction": "I", "prompt": "P", "input": "X", "style": "S", "system": "T"}
+    data.write_text(json.dumps([row]))
+    simulated(data, tmp_path / "1.json", "--template", "almost")
+    simulated(data, tmp_path / "2.json", "--template", "almost", "--user_key", "prompt", "--system_key", "style")
+    data.write_text(json.dumps([{"instruction": None, "input": "X"}]))
+    simulated(data, tmp_path / "3.json", "--template", "almost")
+    assert [prompt for prompt, _ in asked] == [SAID.format(text) for text in ("T\nI\nX", "S\nP\nX", "X")]
+
+
+def test_recipe_of_janus(tmp_path, data, asked):
+    """The released inference code's sampling; a flag that is given wins; without it CUT's, and no penalty."""
+    simulated(data, tmp_path / "1.json", "--recipe", "janus")
+    simulated(data, tmp_path / "2.json", "--recipe", "janus", "--temperature", 0, "--repetition_penalty", 1.2)
+    simulated(data, tmp_path / "3.json")
+    found = [(one.temperature, one.top_p, one.repetition_penalty, one.max_tokens) for _, one in asked[::2]]
+    assert found == [(1.0, 0.9, 1.03, 1024), (0.0, 0.9, 1.2, 1024), (0.0, 1.0, 1.0, 2048)]
+    assert json.loads((tmp_path / "1.json.run.json").read_text())["arguments"]["repetition_penalty"] == 1.03
+
+
+def test_the_reward_model_sees_the_system_message(tmp_path, data, monkeypatch):
+    """Two rows of one prompt: each candidate is scored under its own row's message, and the pools tell them apart."""
+    data.write_text(json.dumps([{"system": text, "prompt": "Say one."} for text in ("Be kind.", "Be rude.")]))
+    seen, original = [], SimulatedScorer.score
+    monkeypatch.setattr(
+        SimulatedScorer, "score", lambda self, rows, texts: seen.extend(rows) or original(self, rows, texts)
+    )
+    output = tmp_path / "out.json"
+    simulated(data, output, "--recipe", "janus", "--n", 2, "--reward_model", "simulated")
+    assert [(row["system"], row["instruction"]) for row in seen] == [
+        (text, "Say one.") for text in ("Be kind.", "Be kind.", "Be rude.", "Be rude.")
+    ]
+    assert [pool["system"] for pool in pools_of(output)] == ["Be kind.", "Be rude."]
+
+
+def test_the_template_is_the_checkpoints_own(tmp_path, model_folder, data, asked, monkeypatch, capsys):
+    """J11: what the folder says, else alpaca; told on the card. Another that is given is used, with a line that names
+    both."""
+    monkeypatch.setattr(generate, "engine_from", lambda args: SimulatedEngine("writer"))
+    command = ["--base_model_name_or_path", model_folder, "--data_path", data, "--limit", 1]
+    respond(*command, "--output_file", tmp_path / "1.json")
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps(config | {"prompt_template": "mistral"}))
+    respond(*command, "--output_file", tmp_path / "2.json")
+    assert capsys.readouterr().err.count("warning") == 0
+    respond(*command, "--output_file", tmp_path / "3.json", "--template", "chatml")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert said == [f"warning: --template chatml, but {model_folder} was trained with mistral, as its config says"]
+    assert [prompt[:8] for prompt, _ in asked] == ["Below is", "[INST] S", "<|im_sta"]
+    assert [sampling.stop_ids for _, sampling in asked] == [(), (), (5,)]
+    cards = [json.loads((tmp_path / f"{number}.json.run.json").read_text()) for number in (1, 2, 3)]
+    assert [card["arguments"]["template"] for card in cards] == ["alpaca", "mistral", "chatml"]
 
 
 def test_without_the_hub(tmp_path):

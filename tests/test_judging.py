@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from alignment import judging
 from alignment.command_line import UserError
-from alignment.judging import Verdict, parse_ai_judgment, parse_annotation, parse_judgment, quoted_spans
+from alignment.judging import judgments
+from alignment.judging.judgments import Verdict, parse_ai_judgment, parse_annotation, parse_judgment, quoted_spans
 
 ROW = {"id": 0, "instruction": "Add {1} and 1.", "input": "", "output": "It is {3}.", "judgment": "It is 2."}
 
@@ -57,22 +57,22 @@ def test_parse_judgment_of_any_reply():
 
 def test_counts_by_reason():
     verdicts = [Verdict("bad"), Verdict(None), Verdict(None, "empty"), Verdict(None, "empty"), Verdict("worse")]
-    assert judging.counts_by_reason(verdicts) == {"rows": 5, "faulty": 2, "satisfactory": 1, "malformed: empty": 2}
+    assert judgments.counts_by_reason(verdicts) == {"rows": 5, "faulty": 2, "satisfactory": 1, "malformed: empty": 2}
 
 
-@pytest.mark.parametrize("form", judging.FORMS)
+@pytest.mark.parametrize("form", judgments.FORMS)
 def test_prompt_holds_the_pair_and_ends_at_the_judgment(form):
     """The reply's first token follows the colon; braces of the data are not slots."""
-    prompt = judging.format_judge_prompt(judging.read_form(form), ROW | {"input": "{response}"})
+    prompt = judgments.format_judge_prompt(judgments.read_form(form), ROW | {"input": "{response}"})
     assert "\n### Instruction:\nAdd {1} and 1.\n{response}\n\n### Response:\nIt is {3}.\n\n### Judgment:" in prompt
     assert prompt.endswith("### Judgment:")
 
 
 def test_form_without_a_slot(tmp_path, monkeypatch):
     (tmp_path / "annotate.txt").write_text("Judge {instruction}.")
-    monkeypatch.setattr(judging, "PROMPTS", tmp_path)
+    monkeypatch.setattr(judgments, "PROMPTS", tmp_path)
     with pytest.raises(UserError, match=r"has no \{response\} slot"):
-        judging.read_form("annotate")
+        judgments.read_form("annotate")
 
 
 def test_quoted_spans():
@@ -84,7 +84,7 @@ def test_quoted_spans():
 
 def test_quoted_in():
     """The pieces join to the judgment; only quotations that are in the output are marked."""
-    pieces = judging.quoted_in("""It says "green.", not "red".""", "It is green.")
+    pieces = judgments.quoted_in("""It says "green.", not "red".""", "It is green.")
     assert pieces == [('It says "', False), ("green.", True), ('", not "red".', False)]
 
 
@@ -97,7 +97,7 @@ def write(path, rows):
 def test_read_judgments(tmp_path, name):
     """A score of 7 makes a row satisfactory whatever is said; a missing input is empty."""
     scored = [ROW | {"score": score} for score in (7, 6.5, None)]
-    rows = judging.read_judgments(write(tmp_path / name, [{**ROW, "input": None}, *scored]))
+    rows = judgments.read_judgments(write(tmp_path / name, [{**ROW, "input": None}, *scored]))
     assert [row["judgment"] for row in rows] == ["It is 2.", None, "It is 2.", "It is 2."]
     assert rows[0]["input"] == ""
 
@@ -121,7 +121,7 @@ def test_read_judgments(tmp_path, name):
 )
 def test_unusable_judgments(tmp_path, row, said):
     with pytest.raises(UserError, match=said):
-        judging.read_judgments(write(tmp_path / "rows.json", [ROW, row]))
+        judgments.read_judgments(write(tmp_path / "rows.json", [ROW, row]))
 
 
 def test_nan_in_a_table_is_neither_a_text_nor_a_score(tmp_path):
@@ -131,36 +131,36 @@ def test_nan_in_a_table_is_neither_a_text_nor_a_score(tmp_path):
 
     for changed in ({"input": float("nan")}, {"score": float("nan")}, {"input": None, "id": None}):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW | changed]), tmp_path / "rows.parquet")
-        readers = [judging.read_judgments] + [judging.read_instructions] * ("score" not in changed)
+        readers = [judgments.read_judgments] + [judgments.read_instructions] * ("score" not in changed)
         for read in readers:
             if changed.get("input", 1) is None:
                 assert read(tmp_path / "rows.parquet")[0]["input"] == ""
             else:
                 with pytest.raises(UserError, match="row 0: '(input' is no text|score' is neither a number nor null)"):
                     read(tmp_path / "rows.parquet")
-    assert judging.read_instructions(tmp_path / "rows.parquet")[0]["id"] == 0
+    assert judgments.read_instructions(tmp_path / "rows.parquet")[0]["id"] == 0
 
 
 def test_sample_in_the_repository():
-    rows = judging.read_judgments(str(judging.REPOSITORY / "data" / "judgments.json"))
+    rows = judgments.read_judgments(str(judgments.REPOSITORY / "data" / "judgments.json"))
     assert len(rows) == 16 and sum(row["judgment"] is None for row in rows) == 4
 
 
 def test_read_instructions(tmp_path):
-    rows = judging.read_instructions(write(tmp_path / "i.jsonl", [{"instruction": "i", "input": None}, ROW]))
+    rows = judgments.read_instructions(write(tmp_path / "i.jsonl", [{"instruction": "i", "input": None}, ROW]))
     assert [(row["id"], row["input"]) for row in rows] == [(0, ""), (0, "")]
     with pytest.raises(UserError, match="row 0 has no text under 'output'"):
-        judging.read_instructions(write(tmp_path / "i.json", [{"instruction": "i"}]), with_output=True)
+        judgments.read_instructions(write(tmp_path / "i.json", [{"instruction": "i"}]), with_output=True)
     with pytest.raises(UserError, match="row 1: 'input' is no text"):
-        judging.read_instructions(write(tmp_path / "i.json", [ROW, ROW | {"input": {"a": "tea"}}]))
+        judgments.read_instructions(write(tmp_path / "i.json", [ROW, ROW | {"input": {"a": "tea"}}]))
     with pytest.raises(UserError, match="not a list of rows"):
-        judging.read_instructions(write(tmp_path / "i.json", {}))
+        judgments.read_instructions(write(tmp_path / "i.json", {}))
 
 
 def test_instructions_of_a_text_file_are_its_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("Why?\nHow so?\n")
-    assert judging.read_instructions(path) == [
+    assert judgments.read_instructions(path) == [
         {"id": 0, "input": "", "instruction": "Why?"},
         {"id": 1, "input": "", "instruction": "How so?"},
     ]

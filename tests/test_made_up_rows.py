@@ -5,7 +5,7 @@ import json
 import torch
 from transformers import AutoModelForCausalLM
 
-from alignment.judging import read_judgments
+from alignment.judging.judgments import read_judgments
 from alignment.pretrained import training_tokenizer
 from alignment.training.static_hhh import read_comparisons
 from alignment.training_data import read_examples, usable

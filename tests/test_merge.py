@@ -51,6 +51,13 @@ def test_merged_checkpoint_is_plain_and_differs_from_the_base(tmp_path, model_fo
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("ab")["input_ids"]
 
 
+def test_the_merged_model_is_asked_in_the_adapter_s_template(tmp_path, model_folder, adapter):
+    """An adapter's folder names its template, as its training wrote it, and the base's may be another."""
+    (adapter / "config.json").write_text(json.dumps({"prompt_template": "mistral"}))
+    run_merge(model_folder, adapter, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["prompt_template"] == "mistral"
+
+
 def test_twice_is_harmless(tmp_path, model_folder, adapter, capsys):
     run_merge(model_folder, adapter, tmp_path / "merged")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "merged").iterdir()}

@@ -5,15 +5,14 @@ import random
 
 import pytest
 
+from alignment.asking import Unusable
 from alignment.command_line import REPOSITORY, UserError
 from alignment.engines.schemas import fill
-from alignment.generation import Reply, Request
 from alignment.intervals import wilson
 from alignment.janus import measures, rows, splits
-from alignment.janus.asking import Unusable, ask
 from alignment.janus.leaks import LeakRule, stem
 from alignment.janus.preferences import DIMENSIONS, TREE, Tree, read_set, set_line
-from alignment.janus.writers import PreferenceSets, Rubrics, SystemMessages, filled
+from alignment.janus.writers import PreferenceSets, Rubrics, SystemMessages
 from alignment.records import json_list
 
 SMALL = {dimension: {"one": ["first thing", {"preference": "second thing", "description": "Told at length."}]}
@@ -120,44 +119,6 @@ def test_sets_that_cannot_be_used(entry, reason):
     reply["style"] |= entry
     with pytest.raises(Unusable, match=reason):
         read_set(json.dumps(reply), Tree.read(TREE))
-
-
-# Asked again
-
-
-def test_what_cannot_be_used_is_asked_again_then_counted():
-    """Question 0 is usable at once, 1 at the second request, 2 never, 3 has no room; 4 fails and may heal."""
-    sent = []
-
-    def send(requests):
-        sent.append([request.prompt for request in requests])
-        endings = {"3": Reply(None, "too long"), "4": Reply(None, "failed: server")}
-        return [endings.get(request.prompt[0], Reply(request.prompt, "stop")) for request in requests]
-
-    def read(question, text):
-        if question == 2 or (question == 1 and "again" not in text):
-            raise Unusable("odd", "again")
-        return text
-
-    asked = ask(5, request=lambda q, attempt, hint: Request(f"{q} {hint}", attempt), read=read, send=send, tries=3)
-    assert asked.values == ["0 ", "1 again", None, None, None]
-    assert sent == [["0 ", "1 ", "2 ", "3 ", "4 "], ["1 again", "2 again"], ["2 again"]]
-    assert asked.counts() == {
-        "asked": 5,
-        "usable at first": 1,
-        "usable": 2,
-        "replies unusable": {"odd": 4},
-        "given up": {"too long": 1, "odd": 1},
-    }
-    assert [reply.finish for reply in asked.failed] == ["failed: server"]
-
-
-def test_a_reply_that_was_cut_off_is_not_used():
-    def send(requests):
-        return [Reply("half a", "length") for _ in requests]
-
-    asked = ask(1, request=lambda *how: Request("x", 0), read=lambda q, text: text, send=send, tries=2)
-    assert asked.values == [None] and asked.given_up == {"cut off at --max_new_tokens": 1}
 
 
 # Leaks
@@ -367,10 +328,6 @@ def test_pairs_are_of_two_system_messages_of_one_instruction():
 
 
 # Writers and measures
-
-
-def test_braces_in_the_data_stay():
-    assert filled("{prompt}: {other}", prompt="{other} {prompt}") == "{other} {prompt}: {other}"
 
 
 def test_sets_that_are_too_near_are_asked_again():

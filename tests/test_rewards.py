@@ -11,7 +11,8 @@ from conftest import make_llama
 from alignment.command_line import ArgumentParser, UserError
 from alignment.engines.simulated import SimulatedEngine
 from alignment.generation import Reply
-from alignment.judging import Criterion, conversation, rubric_score, rubrics_of
+from alignment.judging.criteria import Criterion, rubric_score, rubrics_of
+from alignment.judging.judgments import conversation
 from alignment.training.reward_judges import JudgeReward
 from alignment.training.reward_model import load, score
 from alignment.training.reward_specs import load_function, parse_reward, parse_rewards

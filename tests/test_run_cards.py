@@ -127,6 +127,7 @@ def test_other_arguments_are_named_and_those_of_speed_do_not_count(place):
     assert differences(arguments(timeout=5, cache_dir="x", resume_from_checkpoint="True")) == []
     assert differences(script="other.py") == ["it was made by script.py"]
     assert differences(inputs=["in.txt", "model/config.json"]) == ["model/config.json has other contents"]
+    assert differences(inputs=[]) == ["it was made of 1 inputs, not 0"]
 
 
 @pytest.mark.parametrize("card", ["", "{", "[]", '{"arguments": 3}', "null"])

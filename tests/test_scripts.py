@@ -304,3 +304,98 @@ def test_no_script_overwrites_what_it_reads(case, tmp_path, model_folder, monkey
     assert exit.value.code == 2 and said.count("\n") == 1
     assert "is an input of this run" in said or "is the model that this run reads" in said
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# Recipes of Janus: what they call train.py with is the paper's training table (4 processes, as the recipes' NPROC)
+
+STEP = {
+    "gradient_accumulation_steps": 4,
+    "weight_decay": 0,
+    "lr_scheduler_type": "cosine",
+    "resume_from_checkpoint": "True",
+}
+SUPERVISED = STEP | {
+    "objective": "sft",
+    "template": "mistral",
+    "packing": True,
+    "model_max_length": 8192,
+    "num_train_epochs": 4,
+    "learning_rate": 5e-6,
+    "per_device_train_batch_size": 2,
+    "warmup_steps": 10,
+    "data_path": ["C/multifaceted_sft.json"],
+    "model_name_or_path": "mistral-community/Mistral-7B-v0.2",
+}
+PAIRS = STEP | {"num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 10}
+DPO = PAIRS | {"objective": "dpo", "template": "mistral", "learning_rate": 5e-7, "model_max_length": 2048, "beta": 0.1}
+ORPO = PAIRS | {
+    "objective": "orpo",
+    "template": "chatml",
+    "learning_rate": 5e-6,
+    "model_max_length": 4096,
+    "orpo_alpha": 0.1,
+    "model_name_or_path": "mistral-community/Mistral-7B-v0.2",
+}
+REWARD = STEP | {
+    "objective": "reward",
+    "template": "mistral",
+    "num_train_epochs": 1,
+    "learning_rate": 9e-6,
+    "warmup_ratio": 0.03,
+    "per_device_train_batch_size": 8,
+    "model_max_length": 2048,
+    "trainer": {"adam_beta1": 0.9, "adam_beta2": 0.95},
+}
+MIXTURE = ["Anthropic/hh-rlhf", "tasksource/oasst1_pairwise_rlhf_reward", "openai/webgpt_comparisons"]
+RECIPES = {
+    "janus_sft": [SUPERVISED],
+    "janus_dpo": [DPO | {"model_name_or_path": "S", "data_path": ["C/multifaceted_dpo.json"]}],
+    "janus_orpo": [ORPO | {"data_path": ["C/multifaceted_orpo.json"]}],
+    "janus_reward": [
+        REWARD | {"model_name_or_path": "S", "data_path": ["C/multifaceted_rm.json"], "data_shares": None},
+        REWARD
+        | {"model_name_or_path": "outputs/janus_reward/stage1", "data_path": MIXTURE, "limit": 66000}
+        | {"data_shares": [0.72, 0.14, 0.14], "ties": None},
+    ],
+}
+
+
+def called(name, tmp_path, **variables):
+    """The arguments of each call of train.py that a recipe makes, run with a stand-in for Python."""
+    import shlex
+
+    import train
+
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/bash\nprintf "%q " "$@" >>"$CALLS"\necho >>"$CALLS"\n')
+    stand_in.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "CALLS": str(tmp_path / "calls"), "PYTHON": str(stand_in)} | variables
+    command = ["bash", str(REPOSITORY / "scripts" / f"{name}.sh")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        return done.stderr
+    lines = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert all("--nproc_per_node=4" in line or "NPROC" in variables for line in lines)
+    return [train.parse_args(line[line.index("train.py") + 1 :]) for line in lines]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_janus_have_the_papers_constants(name, tmp_path):
+    found = called(name, tmp_path, COLLECTION="C", SFT="S")
+    assert [
+        {key: getattr(args, key) for key in want} for args, want in zip(found, RECIPES[name], strict=True)
+    ] == RECIPES[name]
+    for args in found:
+        assert (args.bf16, args.gradient_checkpointing, args.fsdp, args.optim) == (True, True, "full_shard", None)
+
+
+def test_recipes_of_janus_at_other_scales(tmp_path):
+    """Variables reach the flags, the mixture's limit over that of FLAGS; a variable that is missing is named."""
+    [args] = called("janus_sft", tmp_path, COLLECTION="C", PART="small")
+    assert args.data_path == ["C/multifaceted_small.json"] and str(args.output_dir) == "outputs/janus_small"
+    (tmp_path / "calls").unlink()
+    small = {"NPROC": "1", "FLAGS": "--limit 8", "LIMIT": "12", "TIES": "--ties second", "HH": "h", "OASST": "o"}
+    first, second = called("janus_reward", tmp_path, COLLECTION="C", SFT="S", WEBGPT="w", **small)
+    assert (first.limit, second.limit, second.ties, second.data_path) == (8, 12, "second", ["h", "o", "w"])
+    assert (first.bf16, second.fsdp) == (False, "")
+    assert "SFT is what janus_sft.sh made" in called("janus_dpo", tmp_path, COLLECTION="C")

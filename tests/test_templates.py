@@ -28,6 +28,7 @@ TEXTS = {
         "Because.",
     ),
     "mistral": ("[INST] Why? [/INST]", "Because."),
+    "chatml": ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Because."),
     "chat": ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "Because."),
 }
 
@@ -78,7 +79,7 @@ def test_training_ids_are_inference_ids(name, bos, kind):
     assert prompt == tokenizer(template.render(ROW))["input_ids"]
     assert prompt.count(1) == bos
     assert prompt + response[:-1] == tokenizer(template.render(ROW) + template.lead + "Because.")["input_ids"]
-    assert response[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>" if name == "chat" else "</s>")
+    assert response[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>" if name in ("chatml", "chat") else "</s>")
     assert response.count(template.end_id) == 1
 
 
@@ -92,12 +93,16 @@ def test_no_double_bos():
 
 def test_forms_of_a_row(tokenizer):
     """A dialogue, a conversation, Alpaca's columns and self-play's say the same thing in each template."""
-    almost, mistral = load_template("almost", tokenizer), load_template("mistral", tokenizer)
+    almost, mistral, chatml = (load_template(name, tokenizer) for name in ("almost", "mistral", "chatml"))
     for row in ({"prompt": DIALOGUE}, {"input": DIALOGUE}, {"prompt": TALK}, {"prompt": DIALOGUE[:-12]}):
         assert almost.render(row) == DIALOGUE
         assert mistral.render(row) == "[INST] A [/INST]B</s>[INST] C [/INST]"
     assert almost.render({"instruction": "Sort.", "input": "3 1"}) == "\n\nHuman: Sort.\n3 1\n\nAssistant:"
     assert mistral.render({"system": "S", "prompt": "A"}) == "[INST] S\nA [/INST]"
+    system = "<|im_start|>system\nS<|im_end|>\n"
+    assert chatml.render({"system": "S", "prompt": "A"}) == system + TEXTS["chatml"][0].replace("Why?", "A")
+    turns = "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+    assert chatml.render({"system": "", "prompt": DIALOGUE}) == turns + TEXTS["chatml"][0].replace("Why?", "C")
     assert almost.render({"system": "S", "prompt": DIALOGUE}).startswith("\n\nHuman: S\nA\n\nAssistant: B")
     assert almost.render({"prompt": [{"role": "system", "content": ""}, user("A")]}) == "\n\nHuman: A\n\nAssistant:"
 
@@ -110,6 +115,11 @@ def test_what_a_template_cannot_express(tokenizer):
     ):
         with pytest.raises(UserError, match=reason):
             load_template(name, tokenizer).render({"prompt": turns})
+
+
+def test_which_templates_take_a_prompt_that_ends_in_the_assistants_turn(tokenizer):
+    names = [name for name in TEMPLATES if load_template(name, tokenizer).takes_own_turns]
+    assert names == ["almost", "chatml", "chat"]
 
 
 def test_text_from_data_stays_as_it_is(tokenizer):
@@ -140,6 +150,40 @@ def test_a_system_role_that_is_refused_opens_the_first_turn(tokenizer, refusal):
     drop = "{% if m['role'] == 'system' %}" + refusal + "{% else %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}"
     tokenizer.chat_template = "{% for m in messages %}" + drop + "{% endfor %}"
     assert load_template("chat", tokenizer).render({"system": "S", "prompt": "A"}) == "[user]S\nA"
+
+
+def without_chatml():
+    """The byte tokenizer, its two tokens of ChatML under other names."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(make_tokenizer().backend_tokenizer.to_str().replace("<|im_", "<|xx_"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def test_a_tokenizer_without_chatml_gets_its_tokens(llama, tmp_path):
+    """One id for each, none of them in a text; in the model rows that are the mean of all before, those of the input
+    and, untied, of the output. Saved and read again they are there."""
+    from alignment.pretrained import fit_embeddings
+
+    tokenizer = without_chatml()
+    before = len(tokenizer)
+    template = load_template("chatml", tokenizer)
+    start, end = before, before + 1
+    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [start, end]
+    ids = template.prompt_ids([ROW])[0] + template.response_ids(["Because."])[0]
+    assert [i for i in ids if i >= before] == [start, end, start, end] and template.end_id == ids[-1] == end
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "user\nWhy?\nassistant\nBecause."
+    old = [layer.weight.detach().clone() for layer in (llama.get_input_embeddings(), llama.get_output_embeddings())]
+    fit_embeddings(llama, tokenizer)
+    for layer, was in zip((llama.get_input_embeddings(), llama.get_output_embeddings()), old, strict=True):
+        assert layer.weight.shape[0] == before + 2 and layer.weight[:before].equal(was)
+        for row in (start, end):
+            assert layer.weight[row].allclose(was.mean(0))
+    told = saved(template, tmp_path)
+    assert apply(told, [user("Why?"), assistant("Because.")]) == ids
+    assert len(load_template("chatml", told).tokenizer) == before + 2
+    assert load_template("chatml", make_tokenizer()).end_id == 5  # which has them
 
 
 def test_bad_templates(tokenizer):
@@ -208,7 +252,7 @@ def saved(template, folder):
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces", "first", "spaced"])
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("name", ["almost", "alpaca", "mistral", *CHATS])
+@pytest.mark.parametrize("name", ["almost", "alpaca", "mistral", "chatml", *CHATS])
 def test_a_saved_model_tells_how_it_was_trained(name, bos, kind, tmp_path):
     """Its chat template gives the ids of prompts and of whole conversations. So it does once more where the saved
     model is trained with its chat template, which changes neither ids nor template."""
@@ -324,3 +368,30 @@ def test_tokenizer_from_the_cache_that_the_flags_name(tokenizer, tmp_path):
     assert rendering_from(engine("hf", "no/model", "chat", tmp_path), None).render(ROW) == TEXTS["chat"][0]
     with pytest.raises(UserError, match="no tokenizer in no/model"):
         rendering_from(engine("hf", "no/model", "chat"), None)
+
+
+@pytest.mark.parametrize("trained", ["mistral", "chatml", "chat"])
+def test_a_folder_names_the_template_that_it_was_trained_with(trained, model_folder, capsys):
+    """J11: without --template it is what is asked in, whatever the default; with another a line warns. Of a server or
+    simulated writer nothing is read."""
+
+    def named(backend: str, template: str | None, default: str | None = "almost") -> str:
+        return rendering_from(engine(backend, model_folder, template), default).name
+
+    assert named("hf", None) == "almost" and named("hf", None, None) == "chat"
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps(config | {"prompt_template": trained}))
+    assert named("hf", None) == named("vllm", None, None) == named("hf", trained) == trained
+    assert named("openai", None) == named("simulated", None) == named("simulated", "almost") == "almost"
+    assert capsys.readouterr().err == ""
+    assert named("hf", "alpaca") == "alpaca"
+    warned = f"warning: --template alpaca, but {model_folder} was trained with {trained}, as its config says\n"
+    assert capsys.readouterr().err == warned
+    (model_folder / "config.json").write_text(json.dumps(config | {"prompt_template": "of another tool"}))
+    assert named("hf", None) == "almost"
+
+
+def test_chatml_is_not_asked_of_a_tokenizer_without_it(model_folder):
+    without_chatml().save_pretrained(model_folder)
+    with pytest.raises(UserError, match=r"has no <\|im_start\|>: no model of it knows chatml"):
+        rendering_from(engine("hf", model_folder, "chatml"), None)

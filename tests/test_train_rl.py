@@ -447,6 +447,16 @@ def test_beyond_max_kl_a_run_saves_and_ends(quick, data, model_folder, capsys):
     assert told["stopped"] in capsys.readouterr().out and (folder / "model.safetensors").exists()
 
 
+def test_prompts_of_turns_in_one_text_are_asked_as_turns(model_folder, tmp_path):
+    """As train.py reads them (oasst1); what else a row has stays beside, for rewards."""
+    row = {"prompt": "prompter: Hi?assistant: Yes.prompter: Then?", "rubrics": [{"description": "short"}]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    words = ["--data_path", str(tmp_path / "rows.json"), "--reward", "judge:rubric", "--output_dir", str(tmp_path)]
+    _, rows, _ = train_rl.load_data(train_rl.parse_args(["--model_name_or_path", str(model_folder), *words]))
+    turns = [("user", "Hi?"), ("assistant", "Yes."), ("user", "Then?")]
+    assert rows == [row | {"prompt": [{"role": role, "content": text} for role, text in turns]}]
+
+
 def test_what_has_no_reward_is_counted(quick, data, model_folder):
     """16 replies, every third of which cannot be scored: 6 left out, and the mean is of the other 10."""
     line = history(go(data, model_folder, "some", max_steps=1))[0]

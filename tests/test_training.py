@@ -480,6 +480,113 @@ def test_a_column_of_choice_is_learned(quick, data, model_folder):
     assert history(chosen) == usual
 
 
+# Mixtures, and ChatML
+
+
+def hh(chosen, rejected):
+    dialogue = "\n\nHuman: alpha\n\nAssistant: "
+    return {"chosen": dialogue + chosen, "rejected": dialogue + rejected}
+
+
+@pytest.fixture
+def stage_two(tmp_path):
+    """The three sets of Janus's second reward stage: 20 pairs of HH, one that parts early and one where the assistant
+    goes on; 6 of oasst1; a tie and 6 pairs of webgpt."""
+    draw = random.Random(0)
+    sets = {"hh": [hh(words(draw) + "!", words(draw) + "?") for _ in range(20)], "oasst": [], "webgpt": []}
+    sets["hh"].append(hh("a", "b") | {"chosen": "\n\nHuman: beta\n\nAssistant: c"})
+    sets["hh"].append(hh("x\n\nAssistant: a", "x\n\nAssistant: b"))
+    for n in range(7):
+        asked = f"prompter: {words(draw)}\nassistant: x\nprompter: y"
+        sets["oasst"] += [{"prompt": asked, "chosen": f"{n}!", "rejected": "?"}] if n else []
+        scores = {"score_0": n / 6, "score_1": -n / 6}
+        sets["webgpt"].append(
+            {"question": {"full_text": words(draw)}, "answer_0": f"{n}", "answer_1": "other"} | scores
+        )
+    for name, rows in sets.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return " ".join(str(tmp_path / f"{name}.jsonl") for name in sets)
+
+
+def test_a_mixture_is_trained_and_told(quick, data, model_folder, stage_two, capsys):
+    """Of 20, 6 and 6 usable pairs in shares .5 .25 .25 there are 24: 12, 6 and 6, and of --limit 9 these are 4, 2, 2.
+    Printed and on the card by file; the seed says which. With --ties webgpt has 7, which a share of .3 takes."""
+    flags = {"data_path": stage_two, "data_shares": "0.5 0.25 0.25", "template": "mistral"}
+    folder = go(data, model_folder, "reward", **flags, max_steps=1)
+    said = capsys.readouterr().out
+    paths = stage_two.split()
+    faults = "1 dialogues part before the last turn (row 20); 1 prompt ends in the assistant's turn (row 21)"
+    assert f"train, {paths[0]}: 22 rows, 12 kept, 8 not drawn; dropped {faults}\n" in said
+    assert f"train, {paths[1]}: 6 rows, 6 kept\n" in said
+    assert f"train, {paths[2]}: 7 rows, 6 kept; dropped 1 equal scores (row 0)\n" in said
+    found = json.loads((data / "out.run.json").read_text())["counts"]["rows"]["train"]
+    assert found["kept"] == 24 and list(found["files"]) == paths
+    assert [each["kept"] for each in found["files"].values()] == [12, 6, 6]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["prompt_template"] == "mistral"
+
+    def rows(**more):
+        items = train.load_data(train.parse_args(argv(data, model_folder, "reward", **flags | more)))[1]["train"]
+        return [sample.row for sample, _ in items]
+
+    assert rows() == rows() != rows(seed=1)
+    few = rows(limit=9)
+    assert [sum(low <= row < high for row in few) for low, high in ((0, 22), (22, 28), (28, 35))] == [4, 2, 2]
+    assert set(few) <= set(rows()) and 28 not in rows() and 28 in rows(ties="second", data_shares="0.46 0.24 0.3")
+
+
+def test_what_mistral_is_given_of_each_set(data, model_folder, stage_two):
+    """All are rendered by --template; as released HH's and oasst1's were not. Without shares all rows, in order."""
+    flags = argv(data, model_folder, "reward", data_path=stage_two, template="mistral")
+    template, sets, row_counts = train.load_data(train.parse_args(flags))
+    assert row_counts["train"]["kept"] == 32 and [item[0].row for item in sets["train"]][19:22] == [19, 22, 23]
+    texts = [template.tokenizer.decode(item[0].ids) for item in sets["train"]]
+    assert texts[0].startswith("[INST] alpha [/INST]") and texts[0].endswith("!</s>")
+    assert texts[20].startswith("[INST] ") and texts[20].endswith(" [/INST]x</s>[INST] y [/INST]1!</s>")
+    assert texts[26].startswith("[INST] ") and texts[26].endswith(" [/INST]1</s>")
+
+
+def test_a_second_stage_goes_on_from_the_first(quick, data, model_folder, stage_two):
+    """A reward model is trained further, its head with it: at a learning rate of 0 nothing changes."""
+    first = go(data, model_folder, "reward", name="first", max_steps=1, template="mistral")
+    flags = {"data_path": stage_two, "data_shares": "0.72 0.14 0.14", "template": "mistral", "learning_rate": 0}
+    second = go(data, first, "reward", name="second", max_steps=1, **flags)
+    assert "score.weight" in weights(first)
+    assert all(torch.equal(tensor, weights(second)[name]) for name, tensor in weights(first).items())
+
+
+def test_a_card_of_before_there_were_mixtures(quick, data, model_folder, capsys):
+    """One path, told as a text, and no shares: the run is found finished."""
+    go(data, model_folder, "sft", max_steps=1)
+    card = json.loads((data / "out.run.json").read_text())
+    arguments = card["arguments"]
+    arguments["data_path"] = arguments["data_path"][0]
+    assert arguments.pop("data_shares") is arguments.pop("ties") is None
+    (data / "out.run.json").write_text(json.dumps(card))
+    go(data, model_folder, "sft", max_steps=1)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra", [{}, {"lora_r": 2}])
+def test_orpo_in_chatml_of_a_tokenizer_without_it(quick, data, model_folder, extra):
+    """Two tokens more, which the saved model has, and its config names the template, in which generation asks it."""
+    from test_templates import without_chatml
+
+    from alignment.templates import rendering_from
+
+    without_chatml().save_pretrained(model_folder)
+    folder = go(data, model_folder, "orpo", template="chatml", max_steps=2, **extra)
+    assert json.loads((data / "out.run.json").read_text())["counts"]["check"]["agrees"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = SimpleNamespace(backend="hf", model_name_or_path=str(folder), template=None, cache_dir=None)
+    rendering = rendering_from(asked, "alpaca")
+    assert (rendering.name, rendering.end_id) == ("chatml", len(tokenizer) - 1)
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [2, rendering.end_id]
+    if not extra:
+        assert len(weights(folder)["model.embed_tokens.weight"]) == len(tokenizer)
+
+
 # The check of what was saved
 
 
@@ -630,6 +737,8 @@ def test_the_papers_commands_run_as_they_are(data, model_folder, kind):
         ("sft", {"lora_r": 2, "load_in_8bit": True}, "--load_in_8bit needs bitsandbytes"),
         ("sft", {"learning_rate": 1e30}, "not finite at step 2, rows"),
         ("sft", {"report_to": "tensorbored"}, "--report_to tensorbored: transformers knows no such report"),
+        ("sft", {"data_shares": "0.5 0.5"}, "--data_shares 0.5 0.5: give one for each of 1 files of --data_path"),
+        ("dpo", {"data_shares": "1", "limit": 21, "model_max_length": 4}, "all 21 rows were dropped: 21 too long"),
     ],
 )
 def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, message, monkeypatch):
@@ -652,6 +761,9 @@ def test_mistakes_are_one_line(quick, data, model_folder, objective, changes, me
         (["--length_normalized", "--objective", "orpo"], "--length_normalized is for --objective dpo"),
         (["--load_in_8bit"], "give --lora_r"),
         (["--evaluation_strategy", "epoch"], "needs --eval_data_path"),
+        (["--ties", "second"], "--ties is for preferences, and --objective sft has none"),
+        (["--data_path", "d", "e", "d"], "--data_path d e d: one comes twice"),
+        (["--data_path", "d", "e", "--data_shares", "0.5", "0"], "0 is out of range"),
     ],
 )
 def test_mistakes_on_the_command_line(flags, message, capsys):

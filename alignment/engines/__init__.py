@@ -4,7 +4,8 @@
                                                                            vllm_sampling.py draws its tokens on a CPU
     hf          transformers in this process                              decoding.py does its work
     openai      any OpenAI-compatible server
-    simulated   a seeded writer without a model, for dry runs and for algorithms with a known right answer
+    simulated   a seeded writer without a model, for dry runs and for algorithms with a known right answer; with the
+                name `judge` it grades, biased as it is set
 
 Importing this loads none of them.
 """
@@ -71,8 +72,10 @@ def engine_from(args: Namespace) -> Engine:
         return OpenAIEngine(args.model_name_or_path, args.api_base, args.concurrency, args.timeout)
     if backend == "simulated":
         from alignment.engines.simulated import SimulatedEngine
+        from alignment.engines.simulated_judge import SimulatedJudge
 
-        return SimulatedEngine(args.model_name_or_path)
+        named = args.model_name_or_path.partition("?")[0]
+        return (SimulatedJudge if named == "judge" else SimulatedEngine)(args.model_name_or_path)
     check_model(args.model_name_or_path)
     settings = {"max_model_len": args.max_model_len, "dtype": args.dtype}
     if backend == "vllm":

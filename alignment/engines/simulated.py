@@ -98,15 +98,16 @@ class SimulatedEngine:
         if sampling.schema is not None:
             filled = json.dumps(fill(sampling.schema, draw))
             return Reply(filled[:-1] if outcome == "malformed" else filled, "stop")
-        words = self._write(text_of(request), outcome, draw).split(" ")
+        words = self._write(request, outcome, draw).split(" ")
         text = " ".join(words[: sampling.max_tokens])
         cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
         if cut is not None:
             return Reply(text[:cut], "stop")
         return Reply(text, "length" if len(words) > sampling.max_tokens else "stop")
 
-    def _write(self, prompt: str, outcome: str, draw: random.Random) -> str:
+    def _write(self, request: Request, outcome: str, draw: random.Random) -> str:
         """A reply that runs on past its turn, as a base model's does."""
+        prompt = text_of(request)
         if prompt.rstrip().endswith("Human:"):
             ask = self._ask(draw)
             return f" {ask[:12] if outcome == 'malformed' else ask}\n\nAssistant:  That is all.\n\n-----"

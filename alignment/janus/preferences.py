@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment.asking import Unusable
 from alignment.command_line import REPOSITORY, UserError, nearest
-from alignment.janus.asking import Unusable
 from alignment.records import fault_of, read_json
 
 DIMENSIONS = ("style", "background_knowledge", "informativeness", "harmlessness")

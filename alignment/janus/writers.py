@@ -18,9 +18,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from alignment.asking import Asked, Unusable, chat, filled
 from alignment.command_line import REPOSITORY
 from alignment.generation import Request, record_seed
-from alignment.janus.asking import Asked, Unusable
 from alignment.janus.leaks import LeakRule
 from alignment.janus.preferences import Preference, Tree, closed, listed, read_set, set_line
 from alignment.janus.rows import SCORES
@@ -47,15 +47,6 @@ LIST_ITEM = re.compile(r"(?:^|\s)(?:[*#•-]|\d[.)])\s")
 
 def prompt_text(name: str) -> str:
     return read_text(ASSETS / name, "prompt").removesuffix("\n")
-
-
-def filled(template: str, **slots: str) -> str:
-    """A prompt with its {slots} filled; braces in the data stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda slot: slots.get(slot[1], slot[0]), template)
-
-
-def chat(system: str, user: str, seed: int) -> Request:
-    return Request([{"role": "system", "content": system}, {"role": "user", "content": user}], seed)
 
 
 def text_schema(least: int, most: int) -> dict[str, Any]:

@@ -15,17 +15,8 @@ from pathlib import Path
 
 from alignment.generation import Engine, Reply, Request, Sampling, generate, refuse_failures
 from alignment.journal import Journal
-from alignment.judging import (
-    GRADE_SCHEMA,
-    JUDGE_STOP,
-    conversation,
-    format_judge_prompt,
-    parse_grade,
-    parse_judgment,
-    read_form,
-    rubric_score,
-    rubrics_of,
-)
+from alignment.judging.criteria import GRADE_SCHEMA, parse_grade, rubric_score, rubrics_of
+from alignment.judging.judgments import JUDGE_STOP, conversation, format_judge_prompt, parse_judgment, read_form
 
 GRADING = Sampling(max_tokens=32, temperature=0.0, schema=GRADE_SCHEMA)
 JUDGING = Sampling(max_tokens=512, temperature=0.0, stop=JUDGE_STOP)

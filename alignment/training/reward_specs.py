@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignment.command_line import UserError, nearest
-from alignment.judging import FORMS
+from alignment.judging.judgments import FORMS
 from alignment.records import is_number
 
 

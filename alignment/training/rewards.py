@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from alignment.command_line import UserError
 from alignment.engines import BACKENDS, engine_from, models_read
 from alignment.generation import Engine
-from alignment.judging import rubrics_of
+from alignment.judging.criteria import rubrics_of
 from alignment.records import is_number
 from alignment.templates import Template
 from alignment.training.reward_judges import JudgeReward

@@ -1,25 +1,23 @@
-"""Judgments and grades: the rows that hold them, the prompts that ask for them, and the reading of a judge's replies.
+"""Judgments: the rows that hold them, the prompts that ask for them, and the reading of a judge's replies.
 
     train-alpaca*.json   [{"id", "instruction", "input", "output", "judgment", "score"}, ...]
 
 `judgment` says what is wrong with `output`, or is null where it is satisfactory; `score` is optional, and 7 or more out
 of 10 is satisfactory whatever the judgment says (CUT's released rule). A reply that does not follow its form is
 malformed: it has a reason instead of a judgment, and nothing is guessed from it.
-
-A row may have `rubrics`, [{"description", "weight"}, ...]: what a response to it is graded by, one criterion a request.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from alignment.asking import filled
 from alignment.command_line import REPOSITORY, UserError
-from alignment.records import is_number, read_json, read_prompts, read_rows, read_text
+from alignment.records import is_number, read_prompts, read_rows, read_text
 from alignment.templates import fold_system, instruction_of, messages
 
 SATISFACTORY_SCORE = 7
@@ -110,8 +108,7 @@ def read_form(form: str) -> str:
 
 def format_judge_prompt(form_text: str, row: dict, criterion: str = "") -> str:
     """What the judge is asked, of a rubric by one criterion. Braces in the data stay as they are."""
-    slots = {"{instruction}": instruction_of(row), "{response}": row["output"], "{criterion}": criterion}
-    return re.sub(r"\{(?:instruction|response|criterion)\}", lambda slot: slots[slot[0]], form_text)
+    return filled(form_text, instruction=instruction_of(row), response=row["output"], criterion=criterion)
 
 
 def conversation(row: dict) -> str:
@@ -169,56 +166,6 @@ def parse_judgment(form: str, reply: str | None, finish: str, output: str) -> Ve
     if verdict.judgment and verdict.judgment.strip() == output.strip():
         return Verdict(None, "repeats the response")
     return verdict
-
-
-# Rubrics: weighted criteria, each graded 0, 1 or 2
-
-BEST_GRADE = 2
-GRADE_SCHEMA = {
-    "type": "object",
-    "properties": {"grade": {"type": "integer", "enum": list(range(BEST_GRADE + 1))}},
-    "required": ["grade"],
-    "additionalProperties": False,
-}
-
-
-class Criterion(NamedTuple):
-    description: str
-    weight: float
-
-
-def rubrics_of(row: dict, place: str) -> list[Criterion]:
-    """What a row's responses are graded by: its `rubrics`, or where it has none those of assets/judge/rubrics.json. A
-    missing weight is 1. Raises UserError, which opens with `place`."""
-    found = row.get("rubrics")
-    if found is None:
-        found, place = read_json(PROMPTS / "rubrics.json", "rubrics"), str(PROMPTS / "rubrics.json")
-    if not isinstance(found, list) or not found:
-        raise UserError(f"{place}: 'rubrics' is no list of {{description, weight}}; leave it out for the general ones")
-    for number, each in enumerate(found):
-        if (
-            not isinstance(each, dict)
-            or not isinstance(each.get("description"), str)
-            or not each["description"].strip()
-        ):
-            raise UserError(f"{place}: rubrics[{number}] has no text under 'description'")
-        if not is_number(weight := each.get("weight", 1)) or weight <= 0:
-            raise UserError(f"{place}: rubrics[{number}] has the weight {weight!r}; give a number above 0")
-    return [Criterion(each["description"], each.get("weight", 1)) for each in found]
-
-
-def parse_grade(reply: str | None) -> int | None:
-    """The grade of a reply that follows GRADE_SCHEMA; None where none came."""
-    return None if reply is None else json.loads(reply)["grade"]
-
-
-def rubric_score(grades: Sequence[int | None], weights: Sequence[float]) -> float | None:
-    """The weighted mean of grades from 0 to 2, halved: in [0, 1]. None where one is missing: a call that failed says
-    nothing of the response, and as 0 it would punish it."""
-    if None in grades:
-        return None
-    total = sum(weight * grade for weight, grade in zip(weights, grades, strict=True))
-    return total / (BEST_GRADE * sum(weights))
 
 
 # What a judgment quotes

@@ -2,18 +2,22 @@
 
     asked = ask(len(rows), request=make_request, read=read_reply, send=send, tries=4)
     asked.values[3]          # what `read` made of the reply to row 3, or None
+    asked.reasons[3]         # why it is None
 
 A reply that cannot be used never becomes data, and nothing is mended or guessed from it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.generation import Reply, Request
+from alignment.generation import Engine, Reply, Request, Sampling
+
+NOT_ASKED = "not in the journal"
 
 
 class Unusable(Exception):
@@ -24,15 +28,29 @@ class Unusable(Exception):
         self.reason, self.hint = reason, hint
 
 
+def filled(template: str, **slots: str) -> str:
+    """A prompt with its {slots} filled; braces in the data stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda slot: slots.get(slot[1], slot[0]), template)
+
+
+def chat(system: str, user: str, seed: int) -> Request:
+    return Request([{"role": "system", "content": system}, {"role": "user", "content": user}], seed)
+
+
 @dataclass
 class Asked:
     """What came of some questions: a value each, None where no usable reply came, and the counts."""
 
     values: list[Any]
+    reasons: list[str | None]  # why a question stays without a value
     first: int = 0  # usable at the first request
     again: Counter = field(default_factory=Counter)  # reason -> replies that could not be used
-    given_up: Counter = field(default_factory=Counter)  # reason -> questions that stay without a value
     failed: list[Reply] = field(default_factory=list)  # replies that another run may bring
+
+    @property
+    def given_up(self) -> Counter:
+        """Reason -> questions that stay without a value whatever another run brings."""
+        return Counter(reason for reason in self.reasons if reason and not Reply(None, reason).may_heal)
 
     @property
     def usable(self) -> int:
@@ -69,27 +87,35 @@ def ask(
     read in the questions' order, round by round, so what is kept depends on no order of arrival. What the engine did
     not bring, or what never follows its schema, is not asked again: the engine has tried.
     """
-    asked, pending, hints = Asked([None] * count), list(range(count)), [""] * count
+    asked, pending, hints = Asked([None] * count, [None] * count), list(range(count)), [""] * count
     for attempt in range(tries):
         replies = send([request(question, attempt, hints[question]) for question in pending])
         again = []
         for question, reply in zip(pending, replies, strict=True):
             if reply.text is None:
-                asked.given_up[reply.finish] += not reply.may_heal
+                asked.reasons[question] = reply.finish
                 asked.failed += [reply] * reply.may_heal
                 continue
             try:
                 if reply.finish == "length":
                     raise Unusable("cut off at --max_new_tokens")
-                asked.values[question] = read(question, reply.text)
+                asked.values[question], asked.reasons[question] = read(question, reply.text), None
                 asked.first += attempt == 0
             except Unusable as error:
                 asked.again[error.reason] += 1
-                hints[question] = error.hint
+                hints[question], asked.reasons[question] = error.hint, error.reason
                 again.append(question)
-                asked.given_up[error.reason] += attempt == tries - 1
         pending = again
         if not pending:
             break
-    asked.given_up = +asked.given_up
     return asked
+
+
+class SilentEngine:
+    """An engine that is not asked: with it only what the journal holds is read, by a mended parser for nothing."""
+
+    def __init__(self, engine: Engine):
+        self.identity = engine.identity
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        return ((index, Reply(None, NOT_ASKED)) for index in range(len(requests)))
