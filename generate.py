@@ -166,13 +166,13 @@ def candidate_seeds(seed: int, row: int, n: int) -> list[int]:
 
 
 def candidate_of(reply: Reply) -> dict:
-    """A reply as .candidates.jsonl tells it. One that did not come, or is empty, has no output."""
-    return {"output": reply.text.strip() if reply.text else None, "reward": None, "finish": reply.finish}
+    """A reply as .candidates.jsonl tells it. One that did not come has no output; one may be empty."""
+    return {"output": None if reply.text is None else reply.text.strip(), "reward": None, "finish": reply.finish}
 
 
 def there(pool: Sequence[dict]) -> list[dict]:
-    """The candidates that have an output."""
-    return [each for each in pool if each["output"] is not None]
+    """The candidates that say something."""
+    return [each for each in pool if each["output"]]
 
 
 def give_rewards(rows: Sequence[dict], pools: Sequence[Sequence[dict]], scorer: Scorer, journal: Journal) -> None:
@@ -186,10 +186,13 @@ def give_rewards(rows: Sequence[dict], pools: Sequence[Sequence[dict]], scorer: 
 
 
 def chosen_in(pool: Sequence[dict], how: str, seed: int) -> int | None:
-    """The place of the candidate that is the row's response, or None where no candidate has an output."""
-    places = [place for place, each in enumerate(pool) if each["output"] is not None]
+    """The place of the candidate that is the row's response: of those that say something, else the first that is empty;
+    None where none came."""
+    places = [place for place, each in enumerate(pool) if each["output"]]
+    if not places:
+        return next((place for place, each in enumerate(pool) if each["output"] == ""), None)
     rewards = [pool[place]["reward"] for place in places]
-    return places[choose(how, rewards, [len(pool[place]["output"]) for place in places], seed)] if places else None
+    return places[choose(how, rewards, [len(pool[place]["output"]) for place in places], seed)]
 
 
 def pool_line(row: dict, pool: Sequence[dict], chosen: int | None) -> str:
@@ -323,10 +326,11 @@ def respond(args: Namespace) -> None:
             print(curve_table(found["curve"]))
     lost = [
         f"{number} ({', '.join(dict.fromkeys(each['finish'] for each in pool))})"
-        for number, pool in zip(numbers, pools, strict=True)
-        if not there(pool)
+        for number, pool, text in zip(numbers, pools, outputs, strict=True)
+        if text is None
     ]
-    left_out = f", rows {', '.join(lost)} left out" if lost else ""
+    left_out = f", {outputs.count('')} empty" if "" in outputs else ""
+    left_out += f", rows {', '.join(lost)} left out" if lost else ""
     sampled = f", {args.n} candidates each" if args.n > 1 else ""
     print(f"{len(rows):,} instructions{sampled} -> {len(answered):,} responses ({dict(finishes)}){left_out}: {output}")
 

@@ -38,8 +38,7 @@ from alignment.intervals import percent, with_interval
 from alignment.janus.ablation import CONDITIONS, compared, messages_under, read_gold
 from alignment.journal import Journal
 from alignment.judging.bench import alike, checked, difference, given_in, listed, read_bench, responses_to, scores
-from alignment.judging.grades import AllGraded, Graded, graded
-from alignment.judging.judgments import JUDGE_STOP
+from alignment.judging.grades import AllGraded, Graded, add_grading_arguments, graded_by
 from alignment.records import read_json, write_whole
 from alignment.run_cards import claim
 from alignment.templates import CHOICES, RAW, rendering_from
@@ -54,29 +53,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     shown = "responses to the bench's rows, a file of generate.py for each model; several are compared"
     add("--responses", "--compare", dest="responses", nargs="+", metavar="FILE", help=shown)
     add("--output_file", type=Path, required=True, help="where results go, as JSON")
-    shown = "who grades: a folder, hub or served name; --ablate does without one, and then without scores"
-    add("--model_name_or_path", metavar="JUDGE", help=shown)
     shown = "shows the judge the system message too (default: False, as released)"
     add("--show_system", **switch, help=shown)
-    shown = "default: 0, so that a response always gets the same grade; the paper's is 1.0"
-    add("--temperature", type=number(float, 0), default=0.0, help=shown)
-    shown = "default: 1; the paper's is 0.9, which at temperature 0 is the same"
-    add("--top_p", type=number(float, 0, 1, above=True), default=1.0, help=shown)
-    shown = (
-        "grades of a response by a rubric, of which the mean counts; more than 1 needs a temperature (default: 1; the "
-    )
-    add("--runs", type=number(int, 1), default=1, help=shown + "paper's is 3)")
-    add("--tries", type=number(int, 1), default=4, help="requests for a grade at most (default: 4; released: 5 again)")
-    add(
-        "--max_new_tokens",
-        type=number(int, 1),
-        default=1024,
-        help="of the feedback and grade (default: 1024, released)",
-    )
+    shown = "grades of a response by a rubric, of which the mean counts; several need a temperature"
+    add("--runs", type=number(int, 1), default=1, help=f"{shown} (default: 1; the paper's is 3)")
     add("--reparse", **switch, help="asks nothing: reads what the journal holds, by a parser that was mended")
-    add("--batch_size", type=number(int, 1), default=256, help="hf: sequences decoded together at most (default: 256)")
     add("--seed", type=int, default=42, help="of the judge's draws and of the intervals' (default: 42)")
     add("--limit", type=number(int, 1), help="for a trial: only the bench's first so many rows (default: all)")
+    add_grading_arguments(parser)
     group = parser.add_argument_group("ablation of the system message")
     add = group.add_argument
     shown = "in the place of --responses: what stands for the message; true, the row's own, is always among them"
@@ -154,15 +138,8 @@ def warn_of(faults: Sequence[tuple[object, str, str]]) -> None:
 
 def judged(engine: Any, rows: list[dict], answers: dict[str, list], args: Namespace) -> AllGraded:
     """Every model's responses graded together, so that an engine computes what they share once."""
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, JUDGE_STOP)
     pairs = [(row, text) for own in answers.values() for row, text in zip(rows, own, strict=True)]
-    with Journal(args.output_file) as journal:
-
-        def send(requests: Sequence[Request]) -> list[Reply]:
-            return generate(engine, requests, sampling, journal=journal, label="grades")
-
-        how = {"runs": args.runs, "tries": args.tries, "seed": args.seed, "show_system": args.show_system}
-        return graded(pairs, send, **how)
+    return graded_by(engine, pairs, args, runs=args.runs, show_system=args.show_system)
 
 
 def by_model(found: AllGraded, names: Sequence[str]) -> dict[str, list[Graded]]:

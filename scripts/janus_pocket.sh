@@ -87,7 +87,7 @@ grade unbiased --backend simulated --model_name_or_path 'judge?noise=0.3'
 grade likes_length --backend simulated --model_name_or_path 'judge?noise=0.3&length=0.5'
 if [ -n "$JUDGE" ]; then
   # shellcheck disable=SC2086
-  grade real --model_name_or_path "$JUDGE" --max_new_tokens 160 $ENGINE
+  grade real --model_name_or_path "$JUDGE" --as_json --max_new_tokens 192 $ENGINE
 fi
 $PYTHON eval/multifaceted_bench.py --bench "$bench" --output_file "$OUT/grades/ablation.json" \
   --ablate true empty shuffled opposite --policy_max_new_tokens 0 \

@@ -76,8 +76,8 @@ def read_answers(path: Path) -> dict[str, Answer]:
     """{prompt: answer} of the rows that got one. Raises UserError where none has a reward."""
     found = {}
     for row in read_rows(path, "candidates"):
-        if row["chosen"] is not None:
-            each = row["candidates"][row["chosen"]]
+        each = None if row["chosen"] is None else row["candidates"][row["chosen"]]
+        if each and each["output"]:
             if each["reward"] is None:
                 raise UserError(f"candidates {path} have no rewards; make them with generate.py --reward_model")
             found[row["instruction"]] = Answer(each["reward"], len(each["output"]), each["finish"] == "stop")

@@ -27,12 +27,10 @@ import numpy as np
 from alignment.agreement import pearson, spearman
 from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
-from alignment.generation import Reply, Request, Sampling, generate, refuse_failures
+from alignment.generation import refuse_failures
 from alignment.intervals import bootstrap, with_interval
-from alignment.journal import Journal
 from alignment.judging.bench import difference, scores
-from alignment.judging.grades import AllGraded, Graded, graded
-from alignment.judging.judgments import JUDGE_STOP
+from alignment.judging.grades import Graded, add_grading_arguments, graded_by
 from alignment.records import is_number, read_json, write_whole
 from alignment.run_cards import claim
 
@@ -50,14 +48,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     add = parser.add_argument
     add("--data_path", type=Path, required=True, help="sample_evals.json of BiGGen-Bench, or another file of its form")
     add("--output_file", type=Path, required=True, help="where results go, as JSON")
-    add("--model_name_or_path", required=True, metavar="JUDGE", help="who grades: a folder, hub or served name")
-    add("--temperature", type=number(float, 0), default=0.0, help="default: 0")
-    add("--top_p", type=number(float, 0, 1, above=True), default=1.0, help="default: 1")
-    add("--tries", type=number(int, 1), default=4, help="requests for a grade at most (default: 4)")
-    add("--max_new_tokens", type=number(int, 1), default=1024, help="of the feedback and grade (default: 1024)")
-    add("--batch_size", type=number(int, 1), default=256, help="hf: sequences decoded together at most (default: 256)")
     add("--seed", type=int, default=42, help="of the judge's draws and of the intervals' (default: 42)")
     add("--limit", type=number(int, 1), help="for a trial: only so many rows, spread over the file (default: all)")
+    add_grading_arguments(parser)
     add_engine_arguments(parser)
     return parser.parse_args(argv)
 
@@ -71,7 +64,8 @@ def main(args: Namespace) -> None:
             print(held.already())
             return show(read_json(args.output_file, "results")["summary"])
         held.begin()
-        found = judged(engine, rows, args)
+        texts = [[row["response"] for row in rows], [row["reference_answer"] for row in rows], others(rows)]
+        found = graded_by(engine, [pair for own in texts for pair in zip(rows, own, strict=True)], args)
         groups = {name: found.responses[at * len(rows) : (at + 1) * len(rows)] for at, name in enumerate(GROUPS)}
         if not any(each.score is not None for each in found.responses):
             refuse_failures(found.asked.failed)
@@ -128,18 +122,6 @@ def others(rows: Sequence[dict]) -> list[str]:
         turned = [*rows[at + 1 :], *rows[:at]]
         found.append(next((each for each in turned if each["source"] == row["source"]), turned[0])["reference_answer"])
     return found
-
-
-def judged(engine: Any, rows: list[dict], args: Namespace) -> AllGraded:
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, JUDGE_STOP)
-    texts = [[row["response"] for row in rows], [row["reference_answer"] for row in rows], others(rows)]
-    pairs = [pair for own in texts for pair in zip(rows, own, strict=True)]
-    with Journal(args.output_file) as journal:
-
-        def send(requests: Sequence[Request]) -> list[Reply]:
-            return generate(engine, requests, sampling, journal=journal, label="grades")
-
-        return graded(pairs, send, tries=args.tries, seed=args.seed)
 
 
 def summarised(rows: list[dict], groups: dict[str, list[Graded]], seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
-from alignment.judging.judgments import read_instructions
+from alignment.judging.judgments import read_answers
 from alignment.records import json_list, one_line, write_whole
 from alignment.run_cards import claim
 
@@ -32,17 +32,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def read_answers(args: Namespace) -> tuple[list[str], dict[str, list[str]]]:
-    """The instructions, and each model's answers in their order. Raises UserError where the instructions differ."""
-    paths = {model: args.answers_dir / model / "model_outputs.json" for model in args.models}
-    rows = {model: read_instructions(str(path), with_output=True) for model, path in paths.items()}
-    first, instructions = args.models[0], [row["instruction"] for row in rows[args.models[0]]]
-    for model, found in rows.items():
-        if [row["instruction"] for row in found] != instructions:
-            raise UserError(f"{paths[model]} answers other instructions than {paths[first]}")
-    return instructions, {model: [row["output"] for row in found] for model, found in rows.items()}
-
-
 def write(folder: Path, numbers: list[int], instructions: list[str], answers: dict[str, list[str]]) -> None:
     write_whole(folder / "prompts.txt", [one_line(instructions[n]) + "\n" for n in numbers])
     for model, texts in answers.items():
@@ -50,7 +39,8 @@ def write(folder: Path, numbers: list[int], instructions: list[str], answers: di
 
 
 def main(args: Namespace) -> None:
-    instructions, answers = read_answers(args)
+    paths = {model: args.answers_dir / model / "model_outputs.json" for model in args.models}
+    instructions, answers = read_answers(paths)
     single = [n for n, text in enumerate(instructions) if one_line(text)]
     taken = random.Random(args.seed).sample(single, min(args.limit or len(single), len(single)))
     apart = int(len(taken) * args.held_out)
@@ -62,8 +52,7 @@ def main(args: Namespace) -> None:
         "prompts": len(taken) - apart,
         "held out": apart,
     }
-    inputs = [args.answers_dir / model / "model_outputs.json" for model in args.models]
-    with claim(args.output_dir / "prompts.txt", args, script=__file__, inputs=inputs) as held:
+    with claim(args.output_dir / "prompts.txt", args, script=__file__, inputs=list(paths.values())) as held:
         held.begin()  # seconds of work, so it is done again instead of asking each file whether it is as it was
         write(args.output_dir, taken[apart:], instructions, answers)
         if apart:

@@ -23,13 +23,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from collect_answers import read_answers
-
 from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.generation import record_seed
 from alignment.janus.preferences import DIMENSIONS, TREE, Preference, Tree
 from alignment.janus.rows import STAGES
 from alignment.janus.splits import draw_bench, without_duplicates
+from alignment.judging.judgments import read_answers
 from alignment.records import json_list, write_whole
 from alignment.run_cards import claim
 
@@ -76,10 +75,11 @@ def main(args: Namespace) -> None:
         for dimension, sub in kind.items():
             if sub not in tree.seeds[dimension]:
                 raise UserError(f"preference tree {args.preference_tree} has no {sub!r} under {dimension}")
-    inputs = [args.preference_tree, *(args.answers_dir / model / "model_outputs.json" for model in args.models)]
+    paths = {model: args.answers_dir / model / "model_outputs.json" for model in args.models}
+    inputs = [args.preference_tree, *paths.values()]
     output = args.output_dir / STAGES["gr"]
     with claim(output, args, script=__file__, inputs=inputs) as held:
-        instructions, answers = read_answers(args)
+        instructions, answers = read_answers(paths)
         found = [
             {"id": number, "prompt": text, "responses": three}
             for number, text in enumerate(instructions)

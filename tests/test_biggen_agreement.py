@@ -57,6 +57,11 @@ def test_scores_that_are_all_the_same_say_nothing(tmp_path, capsys):
     assert "all stored scores are 5: this says nothing" in told and "are one and the same text" in told
 
 
+def test_others_are_of_the_same_capability():
+    rows = [{"source": source, "reference_answer": name} for source, name in zip("abcba", "stuvw", strict=True)]
+    assert biggen_agreement.others(rows) == ["w", "v", "v", "t", "s"]
+
+
 def test_without_stored_scores(tmp_path, capsys):
     rows = [row(n, 0.5, None) for n in range(4)]
     assert run(tmp_path, rows)["summary"]["agreement"] is None

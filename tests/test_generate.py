@@ -448,9 +448,25 @@ def test_a_candidate_that_fails_for_good_leaves_the_choice_to_the_others(tmp_pat
     assert pools[0]["candidates"][best] == {"output": None, "reward": None, "finish": "refused: no"}
     others = [each | {"place": place} for place, each in enumerate(whole[0]["candidates"]) if place != best]
     assert pools[0]["chosen"] == max(others, key=lambda each: each["reward"])["place"]
-    assert pools[1]["chosen"] is None and pools[2]["candidates"][0]["output"] is None and pools[3:] == whole[3:]
+    assert pools[1]["chosen"] is None and pools[2]["candidates"][0]["output"] == "" and pools[3:] == whole[3:]
     assert json.loads((tmp_path / "out.best_of_n.json").read_text())["rows"] == 9
     assert "rows 1 (refused: no) left out" in capsys.readouterr().out
+
+
+def test_a_model_that_says_nothing_has_an_empty_response(tmp_path, data, monkeypatch, capsys):
+    """What does not come is left out; a blank reply is what the model said, and an evaluation is to see it."""
+    original = SimulatedEngine.complete
+
+    def quiet(self, requests, sampling):
+        for index, reply in original(self, requests, sampling):
+            yield index, Reply(" \n", "stop") if index < 4 else reply
+
+    monkeypatch.setattr(SimulatedEngine, "complete", quiet)
+    rows = simulated(data, tmp_path / "out.json", *JUDGED)
+    assert [bool(row["output"]) for row in rows] == [False, True] and rows[0]["output"] == ""
+    pool = pools_of(tmp_path / "out.json")[0]
+    assert pool["chosen"] == 0 and {each["reward"] for each in pool["candidates"]} == {None}
+    assert "2 responses ({'stop': 8}), 1 empty: " in capsys.readouterr().out
 
 
 def test_no_row_with_all_candidates_has_no_curve(tmp_path, data, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Grading by rubrics: what is asked, what is read, what counts; and the statistics of the bench, by hand."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from alignment.engines.simulated_judge import SimulatedJudge
 from alignment.generation import Reply, Request, Sampling
 from alignment.janus.preferences import DIMENSIONS
 from alignment.judging import bench
-from alignment.judging.grades import Graded, Verdict, fault_of, grade_prompt, graded, near_in, parts_of
+from alignment.judging.grades import Graded, Verdict, fault_of, grade_prompt, graded, graded_by, near_in, parts_of
 
 LEVELS = {"1": "It is absent.", "2": "It is weak.", "3": "It is fair.", "4": "It is good.", "5": "It is perfect."}
 
@@ -85,8 +86,8 @@ def test_a_response_by_each_rubric_and_run():
     assert blank == none == Graded([]) and blank.score is None and blank.reason == "empty response"
     assert found.asked.counts()["replies unusable"] == {"no result": 3, "not from 1 to 5": 1}
     first, again = sent[0][2], sent[1][0]
-    assert again.prompt[1]["content"].startswith(first.prompt[1]["content"] + "\n\nYour last reply, number 1, could")
-    assert "number 2, could" in sent[2][0].prompt[1]["content"]  # at temperature 0 the same prompt gives the same
+    assert again.prompt[1]["content"].startswith(first.prompt[1]["content"] + "\n\n(Your reply number 1 could")
+    assert "number 2 could" in sent[2][0].prompt[1]["content"]  # at temperature 0 the same prompt gives the same
     assert len({request.seed for requests in sent for request in requests}) == 7
 
 
@@ -117,6 +118,8 @@ def test_rubrics_that_tell_no_grades_apart():
     assert near_in(rubric(**{"1": near, "4": near + " more"})) == "scores 1 and 4 are described nearly alike"
     assert fault_of(rubric(**{"1": near, "4": near + " more"})) is None
     assert near_in(rubric(**{"1": "The names are correct.", "5": "The names are incorrect."})) is None
+    other = " ".join(map(str, [*range(54), *range(90, 96)]))  # 54 of 60 words: 0.9, as some of BiGGen's that differ
+    assert near_in(rubric(**{"1": near, "4": other})) is None
 
 
 # The bench and the responses to it
@@ -138,9 +141,14 @@ def test_bench_rows(tmp_path):
         ([row(0, id="1"), row(1)], "rows 0 and 1 have the same id"),
         ([{"system": "s", "prompt": "p", "output": "o"}], "row 0 has no 'rubrics'"),
         ([row(rubrics=[rubric()])], "row 0: 'rubrics' is no list of four"),
+        ([row(rubrics=[{"criteria": "c"}] * 4)], "row 0: 'rubrics' is no list of four"),
         (
             [row(rubrics=[{"criteria": "c", "score_descriptions": {"1": "x"}}] * 4)],
-            "row 0: 'rubrics' is no list of four",
+            "row 0, rubric 1 .* score 2, 3, 4, 5",
+        ),
+        (
+            [row(0), row(1, rubrics=[rubric(), rubric("Is it dry?", **{"2": None, "4": 4}), rubric(), rubric()])],
+            r"row 1, rubric 2 \('Is it dry\?'\) has no description of the score 2, 4",
         ),
         ([row(prompt=" ")], "row 0 has no text under 'prompt'"),
         ([], "has no rows"),
@@ -293,6 +301,7 @@ def test_the_judges_biases():
     assert judged("judge?length=1", "a b x y z w v u")[-1] == "4" and judged("judge?length=1", "a b")[-1] == "2"
     own = "Look at it again in the morning light."
     assert judged("judge?self=1", f"a b {own}", reference="a b c d")[-1] == "4"
+    assert judged("judge?self=9", "a b", reference="a b c d", criteria=own)[-1] == "3"  # not in the response
     assert judged("judge?length=9", "a b c d e f g h")[-1] == "5" and judged("judge?length=9", "a")[-1] == "1"
 
 
@@ -313,6 +322,22 @@ def test_noise_is_by_seed_and_malformed_is_without_a_grade():
     assert len({judged("judge?noise=1", "a b x y", seed=seed) for seed in range(20)}) > 1
     said = [judged("judge?malformed=0.3", "a b x y", seed=seed) for seed in range(200)]
     assert 40 <= sum("[RESULT]" not in text for text in said) <= 80
+
+
+def test_a_judge_that_is_asked_for_json_gives_json(tmp_path):
+    """Its opinion is the same. What follows no schema is left to the engine, and is a reason and no grade."""
+    engine, bench_row = SimulatedJudge("judge"), row(id=0, reference_answer="a b c d")
+    args = Namespace(as_json=True, max_new_tokens=100, temperature=0, top_p=1, tries=4, seed=0, schema_retries=1)
+    args.output_file = tmp_path / "out"
+    (found,), _ = graded_by(engine, [(bench_row, "a b x y")], args)
+    assert found.grades == [3, 3, 3, 3]
+    said = "It has 2 of the reference answer's 4 words, in 4."
+    assert json.loads(found.verdicts[0][0].feedback) == {"feedback": said, "score": 3}
+    sent = []
+    graded([(bench_row, "a")], lambda some: sent.extend(some) or [Reply("[RESULT] 3", "stop")] * 4, as_json=True)
+    assert "JSON" in sent[0].prompt[0]["content"] and "[RESULT]" not in sent[0].prompt[0]["content"]
+    (found,), asked = graded_by(SimulatedJudge("judge?malformed=1"), [(bench_row, "a b x y")], args)
+    assert found.score is None and found.reason == "invalid: no reply under the schema in 2 tries" and not asked.failed
 
 
 def test_what_is_no_grading_prompt_it_answers_as_the_writer():

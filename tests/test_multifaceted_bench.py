@@ -158,6 +158,11 @@ def test_runs_are_averaged(folder):
     assert not (folder / "other.json").exists()
 
 
+def test_grades_as_json_are_those_of_text(folder):
+    text = run(folder, judge="judge?length=1")["summary"]["models"]
+    assert run(folder, "--as_json", judge="judge?length=1")["summary"]["models"] == text
+
+
 def test_a_trial(folder):
     (folder / "few.json").write_text(json.dumps(responses()[:2]))
     found = run(folder, "--limit", 2, names=("few",))
@@ -221,9 +226,10 @@ def test_a_mended_parser_costs_nothing(folder, monkeypatch):
     monkeypatch.setattr(grades, "grade_in", lambda text: real("" if "in 16" in text else text))
     broken = run(folder, names=("padded", "plain"))["summary"]["models"]
     assert broken["plain"]["score"] is None and broken["plain"]["without_score"] == {"empty": ROWS} and card(folder)
-    monkeypatch.setattr(grades, "grade_in", real)
     monkeypatch.setattr(SimulatedJudge, "complete", refuse)
-    mended = run(folder, "--reparse", names=("padded", "plain"))["summary"]["models"]
+    for parser in (lambda text: 1, real):  # mended twice, and asked for by the same command
+        monkeypatch.setattr(grades, "grade_in", parser)
+        mended = run(folder, "--reparse", names=("padded", "plain"))["summary"]["models"]
     assert mended["plain"]["score"]["mean"] == 3 and mended["padded"] == broken["padded"]
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 from alignment.command_line import UserError
@@ -96,7 +97,7 @@ class SimulatedEngine:
         if outcome == "faults":
             return Reply(None, "failed: simulated fault")
         if sampling.schema is not None:
-            filled = json.dumps(fill(sampling.schema, draw))
+            filled = json.dumps(self._fill(request, sampling.schema, draw))
             return Reply(filled[:-1] if outcome == "malformed" else filled, "stop")
         words = self._write(request, outcome, draw).split(" ")
         text = " ".join(words[: sampling.max_tokens])
@@ -104,6 +105,9 @@ class SimulatedEngine:
         if cut is not None:
             return Reply(text[:cut], "stop")
         return Reply(text, "length" if len(words) > sampling.max_tokens else "stop")
+
+    def _fill(self, request: Request, schema: dict, draw: random.Random) -> Any:
+        return fill(schema, draw)
 
     def _write(self, request: Request, outcome: str, draw: random.Random) -> str:
         """A reply that runs on past its turn, as a base model's does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from typing import Any
 
 from alignment.engines.simulated import SimulatedEngine
 from alignment.generation import Request
@@ -30,9 +31,19 @@ class SimulatedJudge(SimulatedEngine):
     SETTINGS = SimulatedEngine.SETTINGS | {"length": 0.0, "self": 0.0, "noise": 0.0}
 
     def _write(self, request: Request, outcome: str, draw: random.Random) -> str:
-        parts = parts_of(request.prompt[-1]["content"]) if request.is_chat else None
+        parts = parts_asked(request)
         if parts is None or outcome == "refusals":
             return super()._write(request, outcome, draw)
+        feedback, grade = self._judge(parts, draw)
+        return feedback if outcome == "malformed" else f"{feedback}\n[RESULT] {grade}"
+
+    def _fill(self, request: Request, schema: dict, draw: random.Random) -> Any:
+        parts = parts_asked(request)
+        if parts is None:
+            return super()._fill(request, schema, draw)
+        return dict(zip(("feedback", "score"), self._judge(parts, draw), strict=True))
+
+    def _judge(self, parts: dict[str, str], draw: random.Random) -> tuple[str, int]:
         own, wanted = words_of(parts["response"]), words_of(parts["reference_answer"])
         found = len(set(own) & set(wanted))
         opinion = 1 + 4 * found / max(1, len(set(wanted)))
@@ -41,8 +52,12 @@ class SimulatedJudge(SimulatedEngine):
         opinion += self._settings["noise"] * draw.gauss()
         asked = random.Random(parts["criteria"] + parts["instruction"])
         grade = min(max(math.floor(opinion + asked.random()), GRADES[0]), GRADES[-1])
-        feedback = f"It has {found} of the reference answer's {len(set(wanted))} words, in {len(own)}."
-        return feedback if outcome == "malformed" else f"{feedback}\n[RESULT] {grade}"
+        return f"It has {found} of the reference answer's {len(set(wanted))} words, in {len(own)}.", grade
+
+
+def parts_asked(request: Request) -> dict[str, str] | None:
+    """What a request asks to grade by, or None where it asks for something else."""
+    return parts_of(request.prompt[-1]["content"]) if request.is_chat else None
 
 
 def words_of(text: str) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from alignment.command_line import UserError
 from alignment.intervals import bootstrap, wilson
-from alignment.janus.rows import published
+from alignment.janus.rows import SCORES, published
 from alignment.judging.grades import Graded, fault_of, near_in
 from alignment.records import read_rows
 
@@ -35,10 +35,10 @@ def read_bench(source: str) -> list[dict]:
     Raises UserError for rows that are none of a bench, and for two that ask the same or have the same id.
     """
     rows: list[dict] = []
-    ids, texts = {}, {}
-    for number, (raw, (kind, row)) in enumerate(
-        zip(read_rows(source, "bench"), published(source, "bench"), strict=True)
-    ):
+    ids, texts, there = {}, {}, read_rows(source, "bench")
+    for number, row in enumerate(there):
+        check_levels(row, f"bench {source}, row {number}")
+    for number, (raw, (kind, row)) in enumerate(zip(there, published(source, "bench"), strict=True)):
         if kind != "bench":
             raise UserError(f"bench {source}, row {number} has no 'rubrics'; give multifaceted_bench.json")
         names = [each["dimension"] for each in row.get("preference_set", [])]
@@ -49,6 +49,17 @@ def read_bench(source: str) -> list[dict]:
             seen[key] = number
         rows.append(row)
     return rows
+
+
+def check_levels(row: dict, place: str) -> None:
+    """Raise UserError that names the rubric, and the scores that it does not describe."""
+    rubrics = row.get("rubrics")
+    for number, each in enumerate(rubrics if isinstance(rubrics, list) else [], 1):
+        levels = each.get("score_descriptions") if isinstance(each, dict) else None
+        lacking = [score for score in SCORES if isinstance(levels, dict) and not isinstance(levels.get(score), str)]
+        if lacking:
+            told = f"rubric {number} ({str(each.get('criteria'))[:60]!r})"
+            raise UserError(f"{place}, {told} has no description of the score {', '.join(lacking)}")
 
 
 def checked(rows: Sequence[dict]) -> tuple[list[dict], list[tuple[object, str, str]]]:

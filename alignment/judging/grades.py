@@ -7,28 +7,40 @@
 A bench row has `prompt`, `reference_answer`, `rubrics` and maybe `system` and `preference_set`. One request is one
 response and one rubric; its prompt, ours, is assets/judge/grade.txt and grade_user.txt. What several rubrics of a
 response, or several responses to a row, have in common comes first, so that an engine computes it once.
+
+`as_json` asks for a JSON object under GRADE_SCHEMA instead (grade_json.txt): a judge that is too small to end its reply
+in a grade gives one there.
 """
 
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alignment.asking import Asked, ask, chat, filled
-from alignment.generation import Reply, Request, record_seed
-from alignment.judging.judgments import PROMPTS
-from alignment.judging.verdicts import grade_in
+from alignment.command_line import ArgumentParser, boolean, number
+from alignment.generation import Engine, Reply, Request, Sampling, generate, record_seed
+from alignment.journal import Journal
+from alignment.judging.judgments import JUDGE_STOP, PROMPTS
+from alignment.judging.verdicts import GRADES, grade_in
 from alignment.records import read_text
 from alignment.rouge import rouge_l
 
 NEAR = 0.95  # ROUGE-L F of two descriptions from which they are named: none of 765 rubrics of BiGGen has it
 EMPTY = "empty response"
 SYSTEM = "### System message, which the response was to follow:\n{system}\n\n"
-AGAIN = "\n\nYour last reply, number {attempt}, could not be read. End with [RESULT] and one whole number from 1 to 5."
+AGAIN = "\n\n(Your reply number {attempt} could not be read. Keep to the form that is asked for.)"
+GRADE_SCHEMA = {
+    "type": "object",
+    "properties": {"feedback": {"type": "string", "minLength": 20, "maxLength": 600}, "score": {"enum": list(GRADES)}},
+    "required": ["feedback", "score"],
+    "additionalProperties": False,
+}
 
 
 class Verdict(NamedTuple):
@@ -75,17 +87,15 @@ class AllGraded(NamedTuple):
 
 
 @cache
-def prompt_texts() -> tuple[str, str]:
-    """The system's and the user's text, with slots."""
-    system, user = (read_text(PROMPTS / name, "judge prompt").rstrip("\n") for name in ("grade.txt", "grade_user.txt"))
-    return system, user
+def prompt_text(name: str) -> str:
+    return read_text(PROMPTS / name, "judge prompt").rstrip("\n")
 
 
 def grade_prompt(row: dict, response: str, rubric: dict, *, show_system: bool = False, again: str = "") -> str:
     """What the judge is asked about a response by one rubric. The released code does not show the system message."""
     scores = {f"score_{score}": text for score, text in rubric["score_descriptions"].items()}
     return filled(
-        prompt_texts()[1],
+        prompt_text("grade_user.txt"),
         system=filled(SYSTEM, system=row["system"]) if show_system and row.get("system") else "",
         instruction=row["prompt"],
         reference_answer=row["reference_answer"],
@@ -98,7 +108,7 @@ def grade_prompt(row: dict, response: str, rubric: dict, *, show_system: bool = 
 
 def parts_of(prompt: str) -> dict[str, str] | None:
     """What grade_prompt was filled with, by slot; None of any other text."""
-    pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt_texts()[1]))
+    pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt_text("grade_user.txt")))
     found = re.fullmatch(pattern, prompt, re.S)
     return found and found.groupdict()
 
@@ -137,6 +147,7 @@ def graded(
     tries: int = 4,
     seed: int = 42,
     show_system: bool = False,
+    as_json: bool = False,
 ) -> AllGraded:
     """Grade each (bench row, response) by each of the row's rubrics, `runs` times. None and blank responses are not
     graded. A row and rubric have the same seed whoever responded, so that models are compared alike."""
@@ -147,7 +158,7 @@ def graded(
         for rubric in range(len(row["rubrics"]))
         for run in range(runs)
     ]
-    system, _ = prompt_texts()
+    system = prompt_text("grade_json.txt" if as_json else "grade.txt")
 
     def request(question: int, attempt: int, hint: str) -> Request:
         pair, rubric, run = asks[question]
@@ -166,3 +177,29 @@ def graded(
         verdicts += [[]] if run == 0 else []
         verdicts[-1].append(value or Verdict(None, None, reason))
     return AllGraded(found, asked)
+
+
+def add_grading_arguments(parser: ArgumentParser) -> None:
+    """The flags of the scripts that grade."""
+    add, positive = parser.add_argument, number(int, 1)
+    add("--model_name_or_path", metavar="JUDGE", help="who grades: a folder, hub or served name")
+    shown = "default: 0, so that a response always gets the same grade; the paper's is 1.0"
+    add("--temperature", type=number(float, 0), default=0.0, help=shown)
+    shown = "default: 1; the paper's is 0.9, which at temperature 0 is the same"
+    add("--top_p", type=number(float, 0, 1, above=True), default=1.0, help=shown)
+    add("--tries", type=positive, default=4, help="requests for a grade at most (default: 4; released: 5 again)")
+    add("--max_new_tokens", type=positive, default=1024, help="of the feedback and grade (default: 1024, released)")
+    shown = "asks for a JSON object under a schema, as small judges else give no grade (default: False, as the paper)"
+    add("--as_json", type=boolean, nargs="?", const=True, default=False, help=shown)
+    add("--batch_size", type=positive, default=256, help="hf: sequences decoded together at most (default: 256)")
+
+
+def graded_by(engine: Engine, pairs: Sequence[tuple[dict, str | None]], args: Namespace, **how: Any) -> AllGraded:
+    """`graded` by an engine and these flags, with the journal beside --output_file."""
+    schema = GRADE_SCHEMA if args.as_json else None
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, () if schema else JUDGE_STOP, schema=schema)
+    with Journal(args.output_file) as journal:
+        send = partial(
+            generate, engine, sampling=sampling, journal=journal, label="grades", schema_retries=args.schema_retries
+        )
+        return graded(pairs, send, tries=args.tries, seed=args.seed, as_json=args.as_json, **how)

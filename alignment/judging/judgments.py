@@ -43,6 +43,17 @@ def read_instructions(path: str | Path, *, with_output: bool = False) -> list[di
     return [{"id": number, "input": ""} | row for number, row in enumerate(there)]
 
 
+def read_answers(paths: dict[str, Path]) -> tuple[list[str], dict[str, list[str]]]:
+    """The instructions, and by name each file's answers in their order. UserError where the instructions differ."""
+    rows = {name: read_instructions(path, with_output=True) for name, path in paths.items()}
+    (first, own), *_ = rows.items()
+    instructions = [row["instruction"] for row in own]
+    for name, found in rows.items():
+        if [row["instruction"] for row in found] != instructions:
+            raise UserError(f"{paths[name]} answers other instructions than {paths[first]}")
+    return instructions, {name: [row["output"] for row in found] for name, found in rows.items()}
+
+
 def check_input(path: str | Path, number: int, row: dict) -> None:
     if not isinstance(row.get("input"), str | None):
         raise UserError(f"data {path}, row {number}: 'input' is no text")
