@@ -18,6 +18,7 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
     ranking.py       many texts for one prompt: who beats whom, may it be a pair, which is best
     agreement.py     how far two measurements of the same things agree
+    toxicity.py      the rows of RealToxicityPrompts, and a scorer that needs no server
     intervals.py     how sure a number is: Wilson, bootstrap, and the one way to print both
     pages.py         the one way to a self-contained, escaped HTML page
 
@@ -35,6 +36,7 @@ janus/, the data of Janus:
     writers.py       what a model is asked in each mode, and the reading of its reply
     splits.py        the bench proven unseen in training; responses -> the sets that train.py learns
     measures.py      what the report shows of a collection
+    ablation.py      a row under another system message, and what that costs
 
 engines/, what runs models: `engine_from` and its flags in __init__.py;
     vllm.py  hf.py  openai.py  simulated.py  simulated_judge.py
@@ -46,7 +48,9 @@ engines/, what runs models: `engine_from` and its flags in __init__.py;
     scoring.py       rewards of responses, journaled: in this process, by vLLM's server, simulated
     sampling.py      logits -> tokens
     vllm_policy.py   vLLM beside a policy in training, whose weights it is handed
+    vllm_failures.py why vLLM's processes ended, in a line, and that none outlives a run
     vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
+    perspective.py   Perspective's toxicity of texts, as an engine
 
 training/, what imports torch to learn or to score:
     unpadding.py     a padded batch through a model at the cost of its distinct tokens
@@ -56,6 +60,7 @@ training/, what imports torch to learn or to score:
     trainers.py      HF Trainer whose step functions call losses.py
     history.py       what a training run shows and leaves: bar, history.jsonl, history.png
     reward_model.py  load, score(texts)
+    likelihoods.py   how likely a policy finds given responses
     references.py    DPO's reference log-probabilities, computed once
     saving.py        written, loaded again by a fresh process, and the same: one call for every script that saves
     checking.py      what that process asks, and how near the answers must be
