@@ -32,7 +32,7 @@ from pathlib import Path
 from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
 from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.engines.scoring import Scorer, add_scorer_arguments, models_scored_by, scored, scorer_from
-from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
+from alignment.generation import JANUS, Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.intervals import with_interval
 from alignment.journal import Journal
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, local_folder
@@ -47,7 +47,7 @@ PROMPT_KEYS = ("system", "instruction", "input")  # what of a row a template rea
 USER_KEYS = ("instruction", "prompt", "user_prompt", "input")  # where a row may say what the user says
 # Sampling as the papers' released code has it: CUT's, and by --recipe
 RELEASED = dict(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=2048)
-RECIPES = {"janus": dict(temperature=1.0, top_p=0.9, repetition_penalty=1.03, max_new_tokens=1024)}
+RECIPES = {"janus": JANUS | dict(max_new_tokens=1024)}
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

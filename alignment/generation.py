@@ -24,6 +24,7 @@ from alignment.command_line import Progress, UserError
 from alignment.journal import Journal, key
 
 Message = dict[str, str]
+JANUS = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}  # the released inference code's sampling
 FIRST_SETTINGS = ("max_tokens", "temperature", "top_p", "stop")  # part of a journal's key whatever they are
 
 

@@ -33,7 +33,7 @@ from alignment.asking import SilentEngine
 from alignment.command_line import ArgumentParser, UserError, boolean, number, run, table, warn
 from alignment.engines import add_engine_arguments, engine_from, models_read
 from alignment.engines.scoring import scored
-from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
+from alignment.generation import JANUS, Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.intervals import percent, with_interval
 from alignment.janus.ablation import CONDITIONS, compared, messages_under, read_gold
 from alignment.journal import Journal
@@ -42,8 +42,6 @@ from alignment.judging.grades import AllGraded, Graded, add_grading_arguments, g
 from alignment.records import read_json, write_whole
 from alignment.run_cards import claim
 from alignment.templates import CHOICES, RAW, rendering_from
-
-JANUS = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}  # how the paper samples answers
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:

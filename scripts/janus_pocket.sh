@@ -10,7 +10,7 @@
 #            model of 135 million parameters learns from some 200 responses: what it can show is whether it heeds the
 #            message more than before.
 #
-# The responses are answers of other models, each matched with a message that it keeps to (studies/tree_collection.py):
+# The responses are answers of other models, each matched with a message that it keeps to (scripts/tree_collection.py):
 # this model cannot write any that do. Every part finds what it has finished: the same command goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -33,7 +33,7 @@ export PYTHON NPROC=1
 # 1. The collection: with three, two and one messages an instruction
 all=$OUT/collection
 # shellcheck disable=SC2086
-$PYTHON studies/tree_collection.py --answers_dir "$ANSWERS" --models $MODELS --preference_tree "$TREE" \
+$PYTHON scripts/tree_collection.py --answers_dir "$ANSWERS" --models $MODELS --preference_tree "$TREE" \
   --longest "$LONGEST" --output_dir "$all"
 $PYTHON system_messages.py --mode ds --output_dir "$all"
 $PYTHON - "$all" <<'CODE'

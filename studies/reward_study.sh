@@ -24,7 +24,7 @@ FLAGS=${FLAGS:-}                 # more flags of train.py
 PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 
 # shellcheck disable=SC2086
-$PYTHON studies/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT" --held_out 0.45 --limit "$PROMPTS"
+$PYTHON scripts/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT" --held_out 0.45 --limit "$PROMPTS"
 for part in "$OUT" "$OUT/held_out"; do
   # shellcheck disable=SC2086
   $PYTHON synthetic_feedback.py --mode cs --output_dir "$part" --rubric $RUBRIC

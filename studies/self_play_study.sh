@@ -37,7 +37,7 @@ engine=(--model_name_or_path "$MODEL" --backend "$BACKEND" --batch_size "$BATCH_
 
 # The reward model
 # shellcheck disable=SC2086
-$PYTHON studies/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT/answers" \
+$PYTHON scripts/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT/answers" \
   --held_out 0.2 --limit "$COMPARED"
 for part in "$OUT/answers" "$OUT/answers/held_out"; do
   # shellcheck disable=SC2086

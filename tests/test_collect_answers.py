@@ -1,4 +1,4 @@
-"""studies/collect_answers.py: published answers become the files that --mode cs reads."""
+"""scripts/collect_answers.py: published answers become the files that --mode cs reads."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from alignment.command_line import UserError
 from alignment.records import read_prompts, read_responses
-from studies import collect_answers
+from scripts import collect_answers
 
 
 def collect(folder, *more):

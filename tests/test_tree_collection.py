@@ -1,4 +1,4 @@
-"""studies/tree_collection.py: published answers become a collection whose responses keep to their preferences."""
+"""scripts/tree_collection.py: published answers become a collection whose responses keep to their preferences."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 import system_messages
 from alignment.command_line import UserError
-from studies import tree_collection
-from studies.tree_collection import graded_lengths
+from scripts import tree_collection
+from scripts.tree_collection import graded_lengths
 
 # Letters that no two instructions share: `ds` refuses a bench that is near to training
 NAMES = ("apple", "birch", "cedar", "daisy", "elder")

@@ -1,6 +1,6 @@
 """Answers of several models to the same instructions -> a small collection whose responses keep to their preferences.
 
-    python studies/tree_collection.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-1.8B-Chat \\
+    python scripts/tree_collection.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-1.8B-Chat \\
         text_davinci_003 --output_dir outputs/janus_pocket/collection
     python system_messages.py --mode ds --output_dir outputs/janus_pocket/collection
 

@@ -1,6 +1,6 @@
 """Answers of several models to the same instructions -> the prompts and configurations that --mode cs ranks.
 
-    python studies/collect_answers.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-14B-Chat \\
+    python scripts/collect_answers.py --answers_dir results --models Qwen1.5-72B-Chat Qwen1.5-14B-Chat \\
         --output_dir outputs/qwen --held_out 0.25
 
 Reads <answers_dir>/<model>/model_outputs.json, rows of instruction and output, as AlpacaEval publishes them. Writes
