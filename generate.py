@@ -287,7 +287,7 @@ def respond(args: Namespace) -> None:
         how = (args.max_new_tokens, args.temperature, args.top_p, rendering.stop, ends)
         sampling = Sampling(*how, repetition_penalty=args.repetition_penalty)
         numbers = range(args.skip, args.skip + len(rows))
-        texts = [rendering.render(row) for row in rows]
+        texts = rendering.rendered(rows, lambda at: f"data {data}, row {args.skip + at}")
         seeds = [candidate_seeds(args.seed, number, args.n) for number in numbers]
         requests = [Request(text, seed) for text, own in zip(texts, seeds, strict=True) for seed in own]
         with Journal(output) as journal:

@@ -223,7 +223,8 @@ def load_data(args: argparse.Namespace):
         for part in parts:
             if args.control and name == "train":
                 part.examples = control(part.examples, args.control, args.seed)
-            items, too_long = encode_examples(part.examples, template, args.model_max_length, cut=reads_end)
+            limits = (args.model_max_length, part.place)
+            items, too_long = encode_examples(part.examples, template, *limits, cut=reads_end)
             part.drop({"too long": too_long})
             sets[name] += items
             say(f"{name}{f', {part.source}' if len(parts) > 1 else ''}: {part}")

@@ -67,9 +67,20 @@ class Template:
         """The id that is appended to a response and learned, and that ends generation."""
         return self.tokenizer.convert_tokens_to_ids(self.end or self.tokenizer.eos_token)
 
-    def prompt_ids(self, rows: Sequence[dict]) -> list[list[int]]:
-        """Token ids of prompts, with BOS where the tokenizer adds one, and never twice."""
-        return self.text_ids([self.render(row) for row in rows])
+    def prompt_ids(self, rows: Sequence[dict], place: Callable[[int], str] | None = None) -> list[list[int]]:
+        """Token ids of prompts, with BOS where the tokenizer adds one, and never twice; `place` as of `rendered`."""
+        return self.text_ids(self.rendered(rows, place))
+
+    def rendered(self, rows: Sequence[dict], place: Callable[[int], str] | None = None) -> list[str]:
+        """The prompts' texts. Raises UserError for a row that the template refuses, as one whose roles it does not
+        have; it opens with `place` of the row's number, from 0."""
+        found = []
+        for number, row in enumerate(rows):
+            try:
+                found.append(self.render(row))
+            except UserError as error:
+                raise UserError(f"{place(number)}: {error}" if place else str(error)) from None
+        return found
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The same of prompts that are already text."""

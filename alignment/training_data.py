@@ -288,6 +288,10 @@ class Part:
     def kept(self) -> int:
         return self.rows - self.not_drawn - sum(map(len, self.dropped.values()))
 
+    def place(self, row: int) -> str:
+        """Where a row of the set stands, as errors name it."""
+        return f"data {self.source}, row {row - self.start}"
+
     def drop_unusable(self, *, own_turns: bool) -> None:
         self.examples, dropped = usable(self.examples, own_turns=own_turns)
         self.drop(dropped)

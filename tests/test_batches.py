@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_llama
 
+from alignment.command_line import UserError
 from alignment.templates import load_template
 from alignment.training import batches
 from alignment.training.batches import (
@@ -23,7 +24,7 @@ from alignment.training.batches import (
     plan_step,
 )
 from alignment.training.logps import response_logps, row_sums, speak_logps
-from alignment.training_data import Example
+from alignment.training_data import Example, Part
 
 
 def test_encode_cuts_the_prompt_from_the_left_and_never_the_response():
@@ -103,6 +104,18 @@ def test_rows_are_tokenised_part_by_part(tokenizer, monkeypatch):
     monkeypatch.setattr(batches, "AT_ONCE", 2)
     assert encode_examples(rows, template, 40) == whole and len(whole[0]) == 7
     assert encode_examples(rows, template, 12)[1] == [5, 6, 7]
+
+
+def test_a_row_that_the_template_refuses_is_named(tokenizer, monkeypatch):
+    """By its own number, whatever part it is tokenised in, and through what names the file."""
+    monkeypatch.setattr(batches, "AT_ONCE", 2)
+    prompts = ["a", "b", "c", [{"role": "tool", "content": "5"}]]
+    rows = [Example(10 + n, {"prompt": prompt}, ("yes",)) for n, prompt in enumerate(prompts)]
+    template = load_template("almost", tokenizer)
+    with pytest.raises(UserError, match="^row 13: template almost has no role tool"):
+        encode_examples(rows, template, 40)
+    with pytest.raises(UserError, match="^data x.json, row 3: template almost has no role tool"):
+        encode_examples(rows, template, 40, Part("x.json", 10, 4, rows).place)
 
 
 def test_packs_are_full_and_hold_everything_once():

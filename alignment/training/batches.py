@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,12 +212,18 @@ def budgeted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[i
     yield from _fill(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), lengths, max_tokens)
 
 
-def encode_examples(examples, template, max_length: int, *, cut: bool = False) -> tuple[list[Item], list[int]]:
-    """Examples (training_data.py) -> items, and the numbers of rows whose response is too long for `max_length`."""
+def encode_examples(
+    examples, template, max_length: int, place: Callable[[int], str] = "row {}".format, *, cut: bool = False
+) -> tuple[list[Item], list[int]]:
+    """Examples (training_data.py) -> items, and the numbers of rows whose response is too long for `max_length`.
+
+    Raises UserError, which opens with `place` of the row, for one that the template refuses.
+    """
     items, too_long = [], []
     for start in range(0, len(examples), AT_ONCE):
         part = examples[start : start + AT_ONCE]
-        prompts = template.prompt_ids([example.prompt for example in part])
+        rows = [example.row for example in part]
+        prompts = template.prompt_ids([example.prompt for example in part], lambda at, rows=rows: place(rows[at]))
         replies = iter(template.response_ids([reply for example in part for reply in example.responses]))
         for example, prompt in zip(part, prompts, strict=True):
             responses = [next(replies) for _ in example.responses]

@@ -92,7 +92,7 @@ def encode_prompts(template: Template, rows: Sequence[dict], source: Any, contex
         said = row.get("instruction") or row.get("prompt") or row.get("input")
         if not said or (isinstance(said, str) and not said.strip()):
             raise UserError(f"data {source}, row {number}: the prompt is empty; remove the row")
-    found = template.prompt_ids(rows)
+    found = template.prompt_ids(rows, lambda number: f"data {source}, row {number}")
     too_long = [number for number, ids in enumerate(found) if len(ids) + new_tokens > context]
     if too_long:
         number = too_long[0]
