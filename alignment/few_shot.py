@@ -55,11 +55,10 @@ def parse_query(reply: str) -> str:
 
 
 def parse_query_as_released(reply: str) -> str:
-    """The released code's reading: the first line that starts with `Query:`, so the second query or none (A1)."""
-    for line in reply.split("\n"):
-        if line.startswith("Query:"):
-            return re.split(r"query:", line[len("Query:") :], flags=re.IGNORECASE)[0].strip()
-    return ""
+    """The released code's reading: the first line that starts with `Query:`, blanks aside, so the second query or none
+    (A1). Each `Query:` goes, and what follows another spelling of it, or a [SEP]."""
+    line = next((line for line in reply.split("\n") if line.strip().startswith("Query:")), "")
+    return re.split(r"(?i:query\s?:)|\[SEP\]", line.replace("Query:", ""))[0].strip()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ def test_query_prompt_ends_in_query_without_a_space():
         (" How? query: Why?", "How?", ""),
         ("", "", ""),
         ("\nQuery: Why? QUERY: x", "", "Why?"),
+        ("a\n \tQuery: How? Query: Now?", "a", "How?  Now?"),
+        ("a\nQuery: How? query : Why?", "a", "How?"),
+        ("a\nQuery: How? [SEP] Why?", "a", "How?"),
+        ("a\nQuery: How? [sep] Why?", "a", "How? [sep] Why?"),
     ],
 )
 def test_the_first_completion_is_the_query(reply, ours, released):
