@@ -212,7 +212,7 @@ def chat_text(tokenizer: Any, found: list[Message], opened: bool, **settings: An
 
 
 def almost(tokenizer: Any) -> Template:
-    return Template("almost", tokenizer, almost_text, " ", ("\n\nHuman:",))
+    return Template("almost", tokenizer, almost_text, " ", ("\n\nHuman:",), trims=True)
 
 
 def alpaca(tokenizer: Any) -> Template:

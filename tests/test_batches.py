@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import make_llama, make_tokenizer
 
 from alignment.command_line import UserError
 from alignment.templates import load_template
@@ -104,6 +104,18 @@ def test_rows_are_tokenised_part_by_part(tokenizer, monkeypatch):
     monkeypatch.setattr(batches, "AT_ONCE", 2)
     assert encode_examples(rows, template, 40) == whole and len(whole[0]) == 7
     assert encode_examples(rows, template, 12)[1] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_one_blank_stands_before_a_response_however_data_spell_it(kind):
+    """The blank belongs to the template, and released data have it in the prompt, in the response, or nowhere."""
+    forms = [("\n\nHuman: q\n\nAssistant:", " out"), ("\n\nHuman: q\n\nAssistant:", "out")]
+    forms += [("\n\nHuman: q\n\nAssistant: ", "out")]
+    rows = [Example(n, {"input": prompt}, (response,)) for n, (prompt, response) in enumerate(forms)]
+    items, _ = encode_examples(rows, load_template("almost", tokenizer := make_tokenizer(kind)), 80)
+    assert len({(tuple(sample.ids), sample.prompt_length) for (sample,) in items}) == 1
+    *_, colon, blank, o, u, t, end = tokenizer.convert_ids_to_tokens(items[0][0].ids)
+    assert (colon, o + u + t, end) == (":", "out", "</s>") and blank in ("Ġ", "▁")
 
 
 def test_a_row_that_the_template_refuses_is_named(tokenizer, monkeypatch):
