@@ -39,7 +39,7 @@ from alignment.pretrained import check_model, load_pretrained, load_tokenizer, l
 from alignment.ranking import WAYS, best_of_n_curve, choose
 from alignment.records import json_list, read_prompts, read_rows, write_whole
 from alignment.run_cards import check_no_input, claim
-from alignment.templates import CHOICES, rendering_from, template_name
+from alignment.templates import CHOICES, Template, rendering_from, template_name
 
 ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
 OUTPUT_NAME = "alpaca_eval.json"
@@ -68,6 +68,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--system_key", metavar="KEY", help=shown)
     shown = "default: the one that the checkpoint says it was trained with, else alpaca, which CUT trains with"
     parser.add_argument("--template", choices=CHOICES, help=shown)
+    shown = "alpaca: end a response before a further '### Instruction:' (default: False, as released)"
+    parser.add_argument("--stop_at_instruction", type=boolean, nargs="?", const=True, default=False, help=shown)
     shown = "janus: temperature 1.0, top-p 0.9, repetition penalty 1.03, 1,024 new tokens, but for flags that are given"
     parser.add_argument("--recipe", choices=RECIPES, help=shown)
     parser.add_argument("--max_new_tokens", type=number(int, 1), help="default: 2048, released")
@@ -260,6 +262,11 @@ def write_curve(path: Path, pools: Sequence[Sequence[dict]], seed: int) -> dict:
 # The script
 
 
+def stops(rendering: Template, args: Namespace) -> tuple[str, ...]:
+    """The texts that end a response, beside the model's own end. Released CUT has none."""
+    return rendering.stop if rendering.name != "alpaca" or args.stop_at_instruction else ()
+
+
 def respond(args: Namespace) -> None:
     if args.output_file is None and not Path(args.model_name_or_path).is_dir():
         raise UserError(f"--base_model_name_or_path {args.model_name_or_path} is no folder: give --output_file")
@@ -284,7 +291,7 @@ def respond(args: Namespace) -> None:
         held.begin()
         rendering = rendering_from(args, None)
         ends = (rendering.end_id,) if rendering.end else ()
-        how = (args.max_new_tokens, args.temperature, args.top_p, rendering.stop, ends)
+        how = (args.max_new_tokens, args.temperature, args.top_p, stops(rendering, args), ends)
         sampling = Sampling(*how, repetition_penalty=args.repetition_penalty)
         numbers = range(args.skip, args.skip + len(rows))
         texts = rendering.rendered(rows, lambda at: f"data {data}, row {args.skip + at}")
@@ -369,14 +376,14 @@ def chat(args: Namespace) -> None:
             max_new_tokens=args.max_new_tokens,
             streamer=TextStreamer(tokenizer, skip_prompt=True),
             tokenizer=tokenizer,
-            stop_strings=list(rendering.stop) or None,
+            stop_strings=list(stops(rendering, args)) or None,
             repetition_penalty=args.repetition_penalty,
             eos_token_id=sorted(ends),
             pad_token_id=tokenizer.eos_token_id,
             **(sampled if args.temperature else {"do_sample": False, "temperature": None, "top_p": None}),
         )
         text = tokenizer.decode(reply[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for stop in rendering.stop:
+        for stop in stops(rendering, args):
             text = text.removesuffix(stop)
         turns.append({"role": "assistant", "content": text.strip()})
 

@@ -37,6 +37,16 @@ def simulated(data, output, *more, model="writer?quality=1"):
     return json.loads(output.read_text())
 
 
+def test_a_response_goes_on_to_the_model_s_own_end_as_released(tmp_path, data, monkeypatch):
+    """One of six AlpacaEval answers holds a further `### Instruction:`."""
+    monkeypatch.setattr(SimulatedEngine, "_write", lambda *asked: "One.\n\n### Instruction:\nTwo.")
+    assert {row["output"] for row in simulated(data, tmp_path / "a.json")} == {"One.\n\n### Instruction:\nTwo."}
+    assert {row["output"] for row in simulated(data, tmp_path / "b.json", "--stop_at_instruction")} == {"One."}
+    assert {row["output"] for row in simulated(data, tmp_path / "c.json", "--template", "almost")} == {
+        "One.\n\n### Instruction:\nTwo."
+    }
+
+
 def test_rows_are_what_alpaca_eval_reads(tmp_path, data):
     """Instruction, output and generator as text; the data set is the row's own or the file's name."""
     rows = simulated(data, tmp_path / "out.json")
