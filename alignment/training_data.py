@@ -8,8 +8,8 @@
                   as texts or as lists of messages, or a prompt of turns "prompter: ..." and "assistant: ..." in one
                   text (oasst1_pairwise_rlhf_reward); a system beside them
 
-from any source that `records.read_rows` reads. Several are read one after the other, or mixed by shares (`mixed`).
-Imports no torch.
+from any source that `records.read_rows` reads. A `history` of [question, reply] pairs goes before an instruction or
+prompt (LLaMA-Factory). Several sources are read one after the other, or mixed by shares (`mixed`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -123,12 +123,30 @@ def prompt_of(source: str, number: int, row: dict) -> dict:
         text_of(source, number, row, key)
     if not any(key in kept for key in PROMPT_KEYS):
         raise UserError(f"data {source}, row {number}: prompt, instruction or input is missing")
+    if row.get("history"):
+        asked = {key: text for key, text in kept.items() if key != "system"}
+        turns = history_of(source, number, row["history"]) + messages(asked)
+        return {key: kept[key] for key in ("system",) if key in kept} | {"prompt": turns}
     return kept | ({"prompt": turns_of(kept["prompt"])} if in_turns(kept) else {})
 
 
 def in_turns(row: dict) -> bool:
     """Whether a row's prompt is a text of oasst1."""
     return isinstance(row.get("prompt"), str) and row["prompt"].startswith("prompter:")
+
+
+def history_of(source: str, number: int, history: Any) -> list[dict]:
+    """What was said before (LLaMA-Factory): [[what the user said, what the assistant replied], ...]."""
+    good = isinstance(history, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
+    )
+    if not good:
+        raise UserError(f"data {source}, row {number}: history is no list of [question, reply]")
+    return [
+        {"role": role, "content": text}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def turns_of(text: str) -> list[dict]:
@@ -172,6 +190,10 @@ def responses_of(source: str, number: int, row: dict, keys: tuple[str, ...]) -> 
         if not has_prompt and any(side[:-1] != sides[0][:-1] for side in sides):
             raise UserError(f"data {source}, row {number}: {' and '.join(keys)} part before their last turn")
         prompt = prompt_of(source, number, row) if has_prompt else {"prompt": sides[0][:-1]}
+        if not (context := sides[0][:-1]) and not has_prompt:
+            raise UserError(f"data {source}, row {number}: {' and '.join(keys)} hold a reply and no prompt")
+        if isinstance(row.get("prompt"), str) and context:
+            prompt = in_context(prompt, sides, f"data {source}, row {number}: {' and '.join(keys)}")
         return Example(number, prompt, tuple(side[-1]["content"] for side in sides))
     texts = [text_of(source, number, row, key) for key in keys]
     if has_prompt:
@@ -187,6 +209,23 @@ def responses_of(source: str, number: int, row: dict, keys: tuple[str, ...]) -> 
     if len(set(prompts)) > 1:
         return Example(number, {"prompt": prompts[0]}, (), PARTED)
     return Example(number, {"prompt": prompts[0]}, responses)
+
+
+def in_context(prompt: dict, sides: list[list[dict]], place: str) -> dict:
+    """A text prompt with the turns that stand before it in both replies' lists, of which it is the last. Raises
+    UserError, which opens with `place`, where prompt or system message there are others than the row's own."""
+    context = sides[0][:-1]
+    if any(side[:-1] != context for side in sides):
+        raise UserError(f"{place} part before their last turn")
+    if context[-1]["content"].strip() != prompt["prompt"].strip():
+        raise UserError(f"{place} hold another prompt than the row's own")
+    if len(context) == 1:
+        return prompt
+    if context[0]["role"] != "system":
+        return prompt | {"prompt": context}
+    if prompt.get("system", context[0]["content"]) != context[0]["content"]:
+        raise UserError(f"{place} hold another system message than the row's own")
+    return {"prompt": context}
 
 
 def dialogues_scored(source: str, number: int, row: dict) -> tuple[dict, list[str], list[float]]:

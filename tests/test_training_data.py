@@ -69,6 +69,62 @@ def test_forms_of_rows(tmp_path, name, objective, row, prompt, responses):
     assert read_examples(write(tmp_path, [row], name), objective) == [Example(0, prompt, responses)]
 
 
+SAID = [{"role": "user", "content": "P"}, {"role": "assistant", "content": "R"}, *TURNS]
+SYSTEM = {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    "objective, row, prompt",
+    [
+        ("dpo", {"prompt": "Q", "chosen": TURNS + REPLY, "rejected": TURNS + OTHER}, {"prompt": "Q"}),
+        ("dpo", {"prompt": "Q", "chosen": SAID + REPLY, "rejected": SAID + OTHER}, {"prompt": SAID}),
+        (
+            "dpo",
+            {"system": "S", "prompt": " Q ", "chosen": SAID + REPLY, "rejected": SAID + OTHER},
+            {"system": "S", "prompt": SAID},
+        ),
+        (
+            "dpo",
+            {"prompt": "Q", "chosen": [SYSTEM, *TURNS, *REPLY], "rejected": [SYSTEM, *TURNS, *OTHER]},
+            {"prompt": [SYSTEM, *TURNS]},
+        ),
+        ("sft", {"instruction": "Q", "output": "A", "history": [["P", "R"]]}, {"prompt": SAID}),
+        (
+            "sft",
+            {"system": "S", "prompt": "Q", "output": "A", "history": [["P", "R"]]},
+            {"system": "S", "prompt": SAID},
+        ),
+        ("sft", {"instruction": "Q", "output": "A", "history": []}, {"instruction": "Q"}),
+    ],
+)
+def test_what_was_said_before_a_prompt_is_part_of_it(tmp_path, objective, row, prompt):
+    [example] = read_examples(write(tmp_path, [row], "rows.json"), objective)
+    assert example.prompt == prompt and example.responses == (("A", "B") if objective == "dpo" else ("A",))
+
+
+@pytest.mark.parametrize(
+    "objective, row, message",
+    [
+        ("dpo", {"chosen": REPLY, "rejected": OTHER}, "chosen and rejected hold a reply and no prompt"),
+        (
+            "dpo",
+            {"prompt": "X", "chosen": TURNS + REPLY, "rejected": TURNS + OTHER},
+            "hold another prompt than the row",
+        ),
+        ("dpo", {"prompt": "Q", "chosen": SAID + REPLY, "rejected": TURNS + OTHER}, "part before their last turn"),
+        (
+            "dpo",
+            {"system": "T", "prompt": "Q", "chosen": [SYSTEM, *TURNS, *REPLY], "rejected": [SYSTEM, *TURNS, *OTHER]},
+            "hold another system message than the row's own",
+        ),
+        ("sft", {"instruction": "Q", "output": "A", "history": [["P"]]}, "history is no list of"),
+    ],
+)
+def test_what_was_said_before_and_cannot_be_told_is_refused(tmp_path, objective, row, message):
+    with pytest.raises(UserError, match=f"row 0: .*{message}"):
+        read_examples(write(tmp_path, [row], "rows.json"), objective)
+
+
 @pytest.mark.parametrize(
     "objective, rows, message",
     [
