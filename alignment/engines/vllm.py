@@ -158,14 +158,12 @@ class VllmEngine:
 def check_weights(folder: Path | None) -> None:
     """Raise UserError for weights in Mistral's spelling beside the others where no index tells them apart, since vLLM
     would load both."""
-    if (
-        folder
-        and (folder / "model.safetensors").is_file()
-        and (twice := sorted(folder.glob("consolidated*.safetensors")))
-    ):
-        raise UserError(
-            f"{folder} holds its weights twice, of which vLLM would load both; move {twice[0].name} out of it"
-        )
+    if folder is None or (folder / "model.safetensors.index.json").is_file():
+        return
+    twice = sorted(folder.glob("consolidated*.safetensors"))
+    if twice and (folder / "model.safetensors").is_file():
+        told = f"{folder} holds its weights twice, of which vLLM would load both"
+        raise UserError(f"{told}; move {twice[0].name} out of it")
 
 
 def import_vllm(instead: str) -> tuple[Any, Any]:
