@@ -5,7 +5,7 @@ r"""Checkpoint + instructions -> responses, in the form that alpaca_eval reads.
 
 Reads the 805 instructions of AlpacaEval from the hub, or --data_path: .json or .jsonl rows, or .txt with an instruction
 a line. What the user says is under --user_key, an `input` of the row a line below it, a system message under
---system_key. Writes [{"id", "instruction", "system", "output", "generator", "dataset"}, ...] to
+--system_key. Writes [{"instruction", "system", "output", "generator", "dataset"}, ...] to
 <checkpoint>/alpaca_eval.json or --output_file, whole, with a run card beside it; all rows, greedy, as released. A
 journal beside the output keeps what is finished, so an interrupted run goes on. --interactive is a chat in the terminal
 instead, streamed; it needs transformers alone.
@@ -105,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def read_asked(path: Path, user_key: str | None, system_key: str | None) -> list[dict]:
-    """{"id", "instruction", "input", "system", "dataset"} of each row: without an id its number, without an input "".
+    """{"instruction", "input"} of each row, and its "system", "id" and "dataset" where it has them. An input may be "".
 
     Raises UserError for a key that no row has, and for what is no text.
     """
@@ -119,16 +119,16 @@ def read_asked(path: Path, user_key: str | None, system_key: str | None) -> list
         wanted = ", ".join(USER_KEYS)
         raise UserError(f"data {path} has none of {wanted}, but {', '.join(there)}; name the column by --user_key")
     columns = {"instruction": user, "system": system_key or "system"} | ({"input": "input"} if user != "input" else {})
-    return [asked_of(f"data {path}, row {number}", number, row, columns) for number, row in enumerate(rows)]
+    return [asked_of(f"data {path}, row {number}", row, columns) for number, row in enumerate(rows)]
 
 
-def asked_of(place: str, number: int, row: dict, columns: dict[str, str]) -> dict:
+def asked_of(place: str, row: dict, columns: dict[str, str]) -> dict:
     texts = {name: row.get(key) for name, key in columns.items()}
     for name, text in texts.items():
         if not isinstance(text, str | None) or (name == "instruction" and not (text or "").strip()):
             raise UserError(f"{place} has no text under {columns[name]!r}")
     own = {name: row[name] for name in ("id", "dataset") if row.get(name) is not None}
-    return {"id": number, "input": ""} | own | {name: text for name, text in texts.items() if text}
+    return {"input": ""} | own | {name: text for name, text in texts.items() if text}
 
 
 def fetch_alpaca_eval() -> Path:

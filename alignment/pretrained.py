@@ -48,17 +48,38 @@ def check_model(name: str) -> None:
 
 
 def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
-    """What transformers' Auto class `kind` makes of `name`: a model, or its config."""
+    """What transformers' Auto class `kind` makes of `name`: a model, or its config.
+
+    Raises UserError where it cannot, and where weights would be random: a new classification head alone may be.
+    """
     import transformers
     from safetensors import SafetensorError
 
     hush()
     if kind != "AutoConfig":
         warn_of_unseen_gpu()
+        settings |= {"output_loading_info": True}
     try:
-        return getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **settings)
+        made = getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name}: {first_line(error)}") from error
+    if kind == "AutoConfig":
+        return made
+    model, info = made
+    check_loaded(model, name, info, has_new_head=kind == "AutoModelForSequenceClassification")
+    return model
+
+
+def check_loaded(model: Any, name: str, info: dict, *, has_new_head: bool) -> None:
+    """Raise UserError for what transformers only warns of: weights that no file has, or a reward model's head that has
+    no place in a causal model. `info` is transformers' own."""
+    inside = f"{model.base_model_prefix}."
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(inside) or not has_new_head)
+    if "score.weight" in info["unexpected_keys"]:
+        raise UserError(f"model {name} is a reward model; name a policy")
+    if missing:
+        count, told = len(missing), ", ".join(missing[:3])
+        raise UserError(f"model {name}: its files lack {count} of its weights ({told}), which would be random")
 
 
 @cache

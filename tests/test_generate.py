@@ -222,7 +222,7 @@ SAID = "\n\nHuman: {}\n\nAssistant:"
 
 def test_collection_and_bench_rows_are_answered(tmp_path, data, asked):
     """All of them: prompt and system message as they are there, none where it is null or empty; ids as they came, and
-    the number where there is none."""
+    none where there is none."""
     rows = [
         {
             "id": "a",
@@ -240,7 +240,7 @@ def test_collection_and_bench_rows_are_answered(tmp_path, data, asked):
     found = simulated(data, tmp_path / "out.json", "--template", "almost")
     said = ["Be a poet.\nSay one.", "Say two.", "Say three.\nNow.", "Say four."]
     assert [prompt for prompt, _ in asked] == [SAID.format(text) for text in said]
-    assert [row["id"] for row in found] == ["a", 7, 2, 3]
+    assert [row.get("id") for row in found] == ["a", 7, None, None]
     assert [row["instruction"] for row in found] == [row["prompt"] for row in rows]
     assert [row.get("system") for row in found] == ["Be a poet.", None, None, None]
     assert set(found[0]) == {"id", "instruction", "system", "output", "generator", "dataset"}

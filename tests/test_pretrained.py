@@ -139,3 +139,22 @@ def test_what_torch_itself_says_of_an_old_driver_is_not_said_too(tmp_path):
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_weights_that_would_be_random_are_refused(tmp_path, tokenizer):
+    """transformers warns, and trains or speaks on. A new head on a causal model alone is meant to be random."""
+    from conftest import make_llama
+
+    for name, tied in (("causal", False), ("tied", True)):
+        make_llama(len(tokenizer), tie_word_embeddings=tied).save_pretrained(tmp_path / name)
+        assert load_pretrained("AutoModelForCausalLM", str(tmp_path / name)).num_parameters()
+        reward = load_pretrained("AutoModelForSequenceClassification", str(tmp_path / name), num_labels=1)
+        reward.save_pretrained(tmp_path / f"{name}-reward")
+        assert load_pretrained("AutoModelForSequenceClassification", str(tmp_path / f"{name}-reward"), num_labels=1)
+        with pytest.raises(UserError, match="is a reward model; name a policy"):
+            load_pretrained("AutoModelForCausalLM", str(tmp_path / f"{name}-reward"))
+    config = json.loads((tmp_path / "causal" / "config.json").read_text())
+    (tmp_path / "causal" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    for kind in ("AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+        with pytest.raises(UserError, match="its files lack 9 of its weights .model.layers.2..*which would be random"):
+            load_pretrained(kind, str(tmp_path / "causal"))
