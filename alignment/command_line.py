@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import math
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 from alignment.secrecy import without_key
 
+LONGEST = 180  # bytes of an output's name, to which endings of 75 are added: file systems take 255
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -51,6 +53,14 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"unknown argument {flag}{nearest(flag, self._option_string_actions)}")
         return known
 
+    def parse_known_args(self, args=None, namespace=None):
+        known, unknown = super().parse_known_args(args, namespace)
+        for name, found in vars(known).items():
+            for value in found if isinstance(found, list) else [found]:
+                if fault := fault_of_value(name, value):
+                    self.error(f"argument --{name}: {fault}")
+        return known, unknown
+
     def _underscored(self, word: str) -> str:
         flag, equals, value = word.partition("=")
         renamed = "--" + flag[2:].replace("-", "_")
@@ -64,6 +74,24 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         refuse(f"{self.prog}: error: {message}")
+
+
+def fault_of_value(name: str, value: Any) -> str | None:
+    """Why no script can do with a flag's value: a number that is none or does not fit, an output that has no name, or
+    one to which no ending can be added."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is no finite number"
+    if isinstance(value, int) and not (0 <= value < 2**32 if name == "seed" else abs(value) < 2**63):
+        return f"{value} is out of range" + (": from 0 to 4294967295" if name == "seed" else "")
+    if name in ("output_file", "output_path") and value is not None and str(value) in ("", ".", "..", "/"):
+        return f"{str(value)!r} is no file's name"
+    if (
+        name.startswith("output_")
+        and isinstance(value, Path)
+        and any(len(os.fsencode(p)) > LONGEST for p in value.parts)
+    ):
+        return f"a name in it has more than {LONGEST} bytes"
+    return None
 
 
 def is_first() -> bool:

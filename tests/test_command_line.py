@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,36 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, said, capsys):
     error = capsys.readouterr().err
     assert exit.value.code == 2
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rate", "inf"], "argument --rate: inf is no finite number"),
+        (["--rate=-1e400"], "argument --rate: -inf is no finite number"),
+        (["--steps", "99999999999999999999"], "argument --steps: 99999999999999999999 is out of range"),
+        (["--seed", "-1"], "argument --seed: -1 is out of range: from 0 to 4294967295"),
+        (["--seed", "4294967296"], "argument --seed: 4294967296 is out of range"),
+        (["--output_file", ""], "argument --output_file: '.' is no file's name"),
+        (["--output_file", "/"], "argument --output_file: '/' is no file's name"),
+        (["--output_file", "a/.."], None),
+        (["--output_file", "a/" + "b" * 181], "argument --output_file: a name in it has more than 180 bytes"),
+        (["--output_dir", "ä" * 91 + "/a"], "argument --output_dir: a name in it has more than 180 bytes"),
+        (["--output_dir", "/", "--seed", "4294967295", "--rate", "1e300"], None),
+    ],
+)
+def test_values_that_no_script_can_do_with(words, said, capsys):
+    """Also where other flags are left over for somebody else, as for train.py's."""
+    strict = ArgumentParser("d")
+    for name, kind in (("rate", float), ("steps", int), ("seed", int), ("output_file", Path), ("output_dir", Path)):
+        strict.add_argument(f"--{name}", type=kind)
+    for parse in (strict.parse_args, strict.parse_known_args):
+        if said is None:
+            parse(words)
+            continue
+        with pytest.raises(SystemExit):
+            parse(words)
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def test_a_users_mistake_an_interrupt_and_a_reader_that_left(tmp_path):
