@@ -5,7 +5,7 @@
 #   ANSWERS=results bash scripts/janus_pocket.sh    # results/<model>/model_outputs.json, as AlpacaEval publishes them
 #
 # Hardware   2 cores and 8 GB
-# Time       an hour on one core of two, of which the real judge a quarter
+# Time       about an hour on one core of two, of which the real judge a quarter
 # Expected   the paper: DPO above SFT on the bench (4.24 and 4.17 of 5), three messages better than two and one. Here a
 #            model of 135 million parameters learns from some 200 responses: what it can show is whether it heeds the
 #            message more than before.
