@@ -56,9 +56,10 @@ def parse_query(reply: str) -> str:
 
 def parse_query_as_released(reply: str) -> str:
     """The released code's reading: the first line that starts with `Query:`, blanks aside, so the second query or none
-    (A1). Each `Query:` goes, and what follows another spelling of it, or a [SEP]."""
+    (A1). Each `Query:` goes, and what follows another spelling of it, or a [SEP]. Before such a cut only blanks and
+    newlines go, so that a tab there makes the query one that is cut off."""
     line = next((line for line in reply.split("\n") if line.strip().startswith("Query:")), "")
-    return re.split(r"(?i:query\s?:)|\[SEP\]", line.replace("Query:", ""))[0].strip()
+    return re.split(r"(?i:query\s?:)|\[SEP\]", line.replace("Query:", "").strip())[0].strip("\n ")
 
 
 @dataclass(frozen=True)

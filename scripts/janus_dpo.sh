@@ -6,7 +6,7 @@
 #     OUT=outputs/pocket/dpo bash scripts/janus_dpo.sh                                           # pocket scale
 #
 # Hardware   4 GPUs of 80 GB for a 7B model; pocket scale 2 cores and 6 GB
-# Time       8,144 steps of 16 pairs, the paper's 1 to 2 days. Pocket scale: see README
+# Time       8,144 steps of 16 pairs, the paper's 1 to 2 days. Pocket scale: docs/results.md
 # Expected   the paper, Multifaceted Bench: Janus+DPO 4.24 of 5, Janus 4.17. Not run here at full size.
 #
 # SFT is Janus*, of janus_sft.sh with PART=small, as in the paper. torch's AdamW stands for 8-bit Adam, which steps no

@@ -6,7 +6,7 @@
 #     FLAGS="--limit 96" OUT=outputs/pocket/orpo bash scripts/janus_orpo.sh                      # pocket scale
 #
 # Hardware   4 GPUs of 80 GB for a 7B base; pocket scale 2 cores and 6 GB
-# Time       8,082 steps of 16 pairs, the paper's 1 to 2 days. Pocket scale: see README
+# Time       8,082 steps of 16 pairs, the paper's 1 to 2 days. Pocket scale: docs/results.md
 # Expected   the paper, Multifaceted Bench: Janus+ORPO 4.18 of 5, Janus 4.17. Not run here at full size.
 #
 # A base without <|im_start|> and <|im_end|> gets them. What is saved names its template, and generate.py asks in that;

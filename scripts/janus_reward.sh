@@ -7,7 +7,7 @@
 #     bash scripts/janus_reward.sh                                                               # pocket scale
 #
 # Hardware   4 GPUs of 80 GB for a 7B model; pocket scale 2 cores and 6 GB
-# Time       505 steps of 128 pairs, then 516, the paper's 9 GPU hours. Pocket scale: see README
+# Time       505 steps of 128 pairs, then 516, the paper's 9 GPU hours. Pocket scale: docs/results.md
 # Expected   no accuracy is published; the best of 64 by it raises the bench's mean (from memory). Not run at full size.
 #
 # SFT is janus_sft.sh's with EPOCHS=1 (of the whole collection, from memory). Every row is rendered in [INST], which

@@ -8,7 +8,7 @@
 #     EPOCHS=2 RATE=5e-5 FLAGS="--limit 240" OUT=outputs/pocket/sft bash scripts/janus_sft.sh    # pocket scale
 #
 # Hardware   4 GPUs of 80 GB for a 7B base; pocket scale 2 cores and 6 GB
-# Time       the paper: 3,004 steps of 32 lines of 8,192 tokens, 1 to 2 days. Pocket scale: see README
+# Time       the paper: 3,004 steps of 32 lines of 8,192 tokens, 1 to 2 days. Pocket scale: docs/results.md
 # Expected   the paper, Multifaceted Bench: Janus 4.17 of 5, Mistral 7B Instruct v0.2 3.93. Not run here at full size.
 #
 # COLLECTION is the folder that system_messages.py --mode import (the published one) or --mode ds (yours) wrote.

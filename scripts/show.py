@@ -1,4 +1,4 @@
-"""What a folder of outputs holds: ALMoST's counts in and out by reason, one comparison side by side, and the paths.
+"""What a folder of outputs holds: counts in and out by reason, paths, one comparison side by side, and answers.
 
 python scripts/show.py quickstart
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, run, table
 from alignment.records import read_json
+
+SHOWN = 300  # characters of an answer
 
 
 def parse_args(argv=None):
@@ -26,13 +28,17 @@ def main(args) -> None:
         raise UserError(f"{args.folder} has no run cards: no stage of synthetic_feedback.py has finished there")
     for path, card in cards.items():
         print(table([[f"{card['arguments']['mode']}: {output_of(path).name}", ""], *rows(card)]) + "\n")
+    others = {
+        path: found[path] for path in sorted(found, key=lambda path: found[path]["finished"]) if path not in cards
+    }
+    print("\n".join(f"{output_of(path).stat().st_size:>11,} bytes  {output_of(path)}" for path in cards))
+    for path, card in others.items():
+        print(f"{card['seconds']:>9,.0f} seconds  {output_of(path)}  ({card['script']})")
     comparisons = args.folder / "comparison.json"
     if comparisons.is_file():
-        print(side_by_side(read_json(comparisons, "comparisons")))
-    print("\n" + "\n".join(f"{output_of(path).stat().st_size:>11,} bytes  {output_of(path)}" for path in cards))
-    others = sorted((card["finished"], path, card) for path, card in found.items() if path not in cards)
-    for _, path, card in others:
-        print(f"{card['seconds']:>9,.0f} seconds  {output_of(path)}  ({card['script']})")
+        print("\n" + side_by_side(read_json(comparisons, "comparisons")))
+    answered = [output_of(path) for path, card in others.items() if card["script"] == "generate.py"]
+    print(answers({path.stem: read_json(path, "answers") for path in answered}))
 
 
 def rows(card: dict) -> list[list]:
@@ -58,6 +64,16 @@ def side_by_side(comparisons: list[dict]) -> str:
     head = f"{row['meta']}\n\n{row['prompt']}\n\n{'chosen':<{width}}  | rejected"
     body = [f"{left:<{width}}  | {right}" for left, right in zip_longest(*columns, fillvalue="")]
     return "\n".join([head, *body])
+
+
+def answers(files: dict[str, list[dict]]) -> str:
+    """Each instruction with what every model said, its first SHOWN characters; `files` are generate.py's by name."""
+    said: dict[str, list[str]] = {}
+    for name, found in files.items():
+        for row in found:
+            lines = textwrap.wrap(textwrap.shorten(row["output"] or "(nothing)", SHOWN, placeholder=" ..."), 108)
+            said.setdefault(row["instruction"], []).append(f"{name:>8}  " + "\n          ".join(lines))
+    return "\n".join(f"\n{instruction}\n" + "\n".join(each) for instruction, each in said.items())
 
 
 def output_of(run_card: Path) -> Path:

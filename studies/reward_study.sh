@@ -5,7 +5,7 @@
 #
 # Hardware   2 cores and 12 GB for the embedded model; a GPU for any other
 # Time       70 minutes on 2 cores for 99 prompts, 81 held out, two seeds
-# Expected   the table in the README: accuracies with 95% intervals, beside those of "the longer one wins"
+# Expected   the table in docs/results.md: accuracies with 95% intervals, beside those of "the longer one wins"
 #
 # ANSWERS holds <model>/model_outputs.json of AlpacaEval's published results, best model first in RUBRIC. Each seed is
 # trained on the comparisons, and once more on pairs of which the longer wins (--control length); the first seed's model

@@ -6,7 +6,7 @@
 #
 # Hardware   one GPU; or 2 cores and 12 GB for the embedded model
 # Time       about 6 minutes on an H200 with BACKEND=hf SIDE_BY_SIDE=True BATCH_SIZE=1024; hours on 2 cores at these sizes
-# Expected   the table in the README: reward and length on held-out prompts, before and after, with 95% intervals
+# Expected   the table in docs/results.md: reward and length on held-out prompts, before and after, with 95% intervals
 #
 # ANSWERS holds <model>/model_outputs.json of AlpacaEval's published results, best model first in RUBRIC: they make the
 # reward model. MODEL writes the prompts, talks to itself once for each way of WAYS, and is trained on what came of it.

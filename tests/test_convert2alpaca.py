@@ -36,34 +36,38 @@ def convert(path, output):
 
 CRITIQUES = [
     passage(
-        question(answer("worse"), answer("better", [(" Misses the end. ", "a"), ("Too long.", "b")])),
+        question(answer("worse"), answer("better", [(" Misses  the end. ", "a"), ("Too\nlong. ", "b")])),
         question(answer("perfect", rating=7)),
         question(answer("fine", rating=6)),
     ),
     passage(
         question(answer("", rating=7)),
-        question(answer("skipped", skip=True)),
+        question(answer("skipped", rating=7, skip=True)),
         question(answer("hopeless", [("Wrong.", "kept"), ("All wrong.", "")])),
-        question(answer("unsaid", [(" ", "refined")])),
     ),
 ]
+BLANK = passage(  # what the released code keeps
+    question(answer(" ", rating=7)),
+    question(answer("unsaid", [(" ", "refined")])),
+    question(answer("spaced", [("Wrong.", "\n")])),
+    question(answer("unrefined", [("Wrong.", None)], skip=None)),
+    question(answer("said so", [("Wrong.", "Right.")], skip="no")),
+)
+
+
+def released(output, judgment, better, score=1):
+    instruction = "A passage.\nWhat is it about?"
+    rest = {"input": None, "instruction": instruction, "reason": None}
+    return {"output": output} | rest | {"judgment": judgment, "i_ans": better, "score": score}
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
 def test_critiques(tmp_path, name):
-    """The best ranked answer is kept, its critiques joined; each dropped question is counted under its reason."""
+    """The best ranked answer is kept, its critiques joined by blanks; each question left out is counted by reason."""
     records, counts = convert(write_jsonl(tmp_path / name, CRITIQUES), tmp_path / "out.json")
-    instruction = "A passage.\nWhat is it about?"
     assert records == [
-        {
-            "id": "0-0",
-            "instruction": instruction,
-            "input": "",
-            "output": "better",
-            "judgment": "Misses the end. Too long.",
-            "score": 1,
-        },
-        {"id": "0-1", "instruction": instruction, "input": "", "output": "perfect", "judgment": None, "score": None},
+        {"id": "0-0"} | released("better", "Misses  the end.  Too\nlong.", "b"),
+        {"id": "0-1"} | released("perfect", None, None, None),
     ]
     assert counts == {
         "rows read": 2,
@@ -74,18 +78,79 @@ def test_critiques(tmp_path, name):
         "dropped: empty answer": 1,
         "dropped: skipped by its labeller": 1,
         "dropped: empty last refinement": 1,
-        "dropped: empty critique": 1,
     }
 
 
-def test_shepherd(tmp_path):
-    rows = [{"id": 9, "dataset": "d", "question": "1+1?", "answer": "3\n", "feedback": " It is 2. "}]
-    rows.append(rows[0] | {"feedback": " "})
-    records, counts = convert(write_jsonl(tmp_path / "s.jsonl", rows), tmp_path / "out.json")
-    assert records == [
-        {"id": "0", "instruction": "1+1?", "input": "", "output": "3\n", "judgment": "It is 2.", "score": 1}
+def test_what_is_blank_but_not_empty_is_kept(tmp_path):
+    """As released, where only "" and `skip: true` leave a question out; what training would refuse is counted."""
+    records, counts = convert(write_jsonl(tmp_path / "c.jsonl", [BLANK]), tmp_path / "out.json")
+    found = [(row["output"], row["judgment"], row["i_ans"]) for row in records]
+    assert found == [
+        (" ", None, None),
+        ("unsaid", "", "refined"),
+        ("spaced", "Wrong.", "\n"),
+        ("unrefined", "Wrong.", None),
+        ("said so", "Wrong.", "Right."),
     ]
-    assert counts == {"rows read": 2, "records": 1, "satisfactory": 0, "faulty": 1, "dropped: empty feedback": 1}
+    assert counts["records"] == 5 and counts["blank output or judgment, which training refuses"] == 2
+
+
+SHEPHERD = {"question": "1+1?", "answer": "3\n", "feedback": " It is 2. "}
+
+
+def raw(row, better="2"):
+    return {"metadata": {"context": row["question"], "output_candidate": row["answer"], "output_correct": better}}
+
+
+def test_shepherd(tmp_path):
+    """Feedback as it was given, also where it is blank; what the answer should be is in the raw file beside it."""
+    rows = [SHEPHERD, SHEPHERD | {"feedback": ""}]
+    path = write_jsonl(tmp_path / "human_data_for_model.jsonl", rows)
+    records, counts = convert(path, tmp_path / "out.json")
+    row = released("3\n", " It is 2. ", None) | {"id": "0", "instruction": "1+1?", "ref": None}
+    assert records == [row, row | {"id": "1", "judgment": ""}]
+    assert counts["records"] == counts["faulty"] == 2
+    beside = write_jsonl(tmp_path / "human_data_raw.jsonl", [raw(row) for row in rows])
+    assert convert(path, tmp_path / "out.json")[0][0] == row | {"i_ans": "2"}
+    for wrong, said in [
+        ([raw(SHEPHERD), raw(SHEPHERD | {"answer": "4"})], "row 1 of human_data_raw.jsonl is about another"),
+        ([raw(SHEPHERD)], "has 1 rows, and human_data_for_model.jsonl 2"),
+    ]:
+        write_jsonl(beside, wrong)
+        with pytest.raises(UserError, match=said):
+            convert(path, tmp_path / "out.json")
+
+
+def test_training_reads_what_is_converted(tmp_path):
+    from alignment.judging.judgments import read_judgments
+
+    convert(write_jsonl(tmp_path / "c.jsonl", CRITIQUES), tmp_path / "out.json")
+    assert [(row["judgment"] is None, row["input"]) for row in read_judgments(tmp_path / "out.json")] == [
+        (False, ""),
+        (True, ""),
+    ]
+
+
+def test_without_arguments_the_released_names_are_converted(tmp_path, monkeypatch, capsys):
+    """Those that are there, under the released or the downloaded name (C19); of the others it is said where to go."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nothing to convert; .*critiques/test.jsonl.gz.*facebookresearch/Shepherd"):
+        convert2alpaca.main(convert2alpaca.parse_args([]))
+    for name, rows in {
+        "open_summary/train.jsonl.gz": CRITIQUES,
+        "open_summary/critiques.train.jsonl": CRITIQUES[:1],
+        "Shepherd/human_data_for_model.jsonl": [SHEPHERD],
+    }.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(tmp_path / "data" / name, rows)
+    convert2alpaca.main(convert2alpaca.parse_args([]))
+    assert "not there, so not converted: data/open_summary/test.jsonl.gz (https://" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "data/open_summary/train-alpaca.json").read_text())) == 2
+    card = json.loads((tmp_path / "data/open_summary/train-alpaca.json.run.json").read_text())
+    assert card["counts"]["rows read"] == 1  # of the released name, which comes first
+    assert len(json.loads((tmp_path / "data/Shepherd/train-alpaca.json").read_text())) == 1
+    with pytest.raises(UserError, match="give the .json to write as well"):
+        convert2alpaca.main(convert2alpaca.parse_args(["x.jsonl"]))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +163,10 @@ def test_shepherd(tmp_path):
         (b'{"a": 1}\n', "row 0 has keys a"),
         (b'{"latestLabel": {}}\n', "human_data_for_model.jsonl"),
         (b'{"question": "q", "answer": "a", "feedback": "f"}\n{"question": "q"}\n', "row 1 lacks what row 0 has"),
-        (b'{"question": "q", "answer": "", "feedback": "f"}\n', "gives no record: 1 empty answer"),
-        (b'{"question": " ", "answer": "a", "feedback": "f"}\n', "gives no record: 1 empty question"),
+        (json.dumps(passage(question(answer("", rating=7)))).encode(), "gives no record: 1 empty answer"),
         (b'{"question": null, "answer": "a", "feedback": "f"}\n', "row 0 lacks"),
+        (b'{"question": "q", "answer": "a", "feedback": 3}\n', "row 0 lacks .*no text"),
+        (json.dumps(passage(question(answer(None, rating=7)))).encode(), "row 0 lacks .*no text"),
         (json.dumps(passage(question(answer("a", rating=7)) | {"question": None})).encode(), "row 0 lacks"),
     ],
 )

@@ -38,6 +38,8 @@ def test_query_prompt_ends_in_query_without_a_space():
         ("a\nQuery: How? query : Why?", "a", "How?"),
         ("a\nQuery: How? [SEP] Why?", "a", "How?"),
         ("a\nQuery: How? [sep] Why?", "a", "How? [sep] Why?"),
+        ("a\nQuery:\tHow?\t query: Why?", "a", "How?\t"),  # blanks and newlines go before a cut, no other white space
+        ("a\nQuery: How?\t", "a", "How?"),
     ],
 )
 def test_the_first_completion_is_the_query(reply, ours, released):

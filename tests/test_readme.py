@@ -238,19 +238,28 @@ def test_shell_is_bash(path):
 # Files
 
 ANCHOR = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+INSIDE = re.compile(r"(\w+)\.(\w+)")
+MODULES = {path.stem for path in [*REPO.glob("*.py"), *REPO.glob("alignment/**/*.py")]}
+ENDINGS = "html jinja json jsonl md pdf png pt py sh svg toml txt yaml".split()
 OURS = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|sh|md|svg|toml)|(?:assets|requirements)[\w./-]*\.(?:txt|json)")
 
 
 def missing(page: Path) -> list[str]:
-    """What a page links to or names as a file of this repository, or as `file:name`, and is not there."""
+    """What a page links to or names as a file of this repository, or as `file:name`, and is not there. A `module.name`
+    of ours names no file, so that nobody can follow it."""
     faults = []
     for line, content in enumerate(without_fences(page.read_text(encoding="utf-8")).split("\n"), 1):
         for match in ANCHOR.finditer(content):
-            target = (match[1] or match[2]).partition("#")[0]
-            if target and "://" not in target and not (page.parent / target).exists():
-                faults.append(f"{page.relative_to(REPO)}:{line}: link to {target}")
+            target, _, heading = (match[1] or match[2]).partition("#")
+            linked = page.parent / target if target else page
+            if "://" in target:
+                continue
+            if not linked.exists() or (heading and linked.suffix == ".md" and heading not in headings(linked)):
+                faults.append(f"{page.relative_to(REPO)}:{line}: link to {match[1] or match[2]}")
         for word in " ".join(re.findall(r"`([^`]+)`", content)).split():
             name, _, inside = word.partition(":")
+            if (place := INSIDE.fullmatch(word)) and place[1] in MODULES and place[2] not in ENDINGS:
+                faults.append(f"{page.relative_to(REPO)}:{line}: {word} is no file:name")
             if not OURS.fullmatch(name):
                 continue
             found = [folder / name for folder in (REPO, page.parent) if (folder / name).is_file()]
@@ -259,6 +268,12 @@ def missing(page: Path) -> list[str]:
             elif inside and not defines(found[0], inside):
                 faults.append(f"{page.relative_to(REPO)}:{line}: {inside} is not in {name}")
     return faults
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", without_fences(page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
 
 
 def defines(path: Path, name: str) -> bool:
@@ -282,6 +297,27 @@ def test_map_is_the_listing():
         folder = folder if indent else name
         absent += [] if path.exists() else [name]
     assert absent == []
+
+
+# Defects of the released code: a letter of the paper and a number
+
+DEFECT = re.compile(r"\b[ACJ]\d{1,2}\b")
+
+
+def test_every_defect_that_is_cited_is_defined():
+    """In a row of a table under docs/ that opens with it; each once, and none is missing in between."""
+    defined = []
+    for page in REPO.glob("docs/*.md"):
+        for cell in re.findall(r"^\| ([ACJ]\d+(?:, [ACJ]\d+)*) \|", page.read_text(encoding="utf-8"), re.M):
+            defined += cell.split(", ")
+    assert len(set(defined)) == len(defined)
+    for letter, last in (("A", 15), ("C", 22), ("J", 17)):
+        assert {each for each in defined if each[0] == letter} == {f"{letter}{n}" for n in range(1, last + 1)}
+    folders = [REPO, *(REPO / name for name in "alignment assets benchmarks docs eval scripts studies tests".split())]
+    files = [path for folder in folders for path in folder.glob("*" if folder == REPO else "**/*")]
+    written = [path for path in files if path.suffix in (".py", ".sh", ".md", ".html", ".jinja", ".txt")]
+    cited = {(each, path) for path in written for each in DEFECT.findall(path.read_text(encoding="utf-8"))}
+    assert {(each, path) for each, path in cited if each not in defined} == set() and len(cited) > 100
 
 
 # The extractor itself
