@@ -84,7 +84,7 @@ set_up() { # sets VENV to this machine's environment, with the tests' packages, 
     if [ "$kind" = gpu ]; then
         requirements="requirements.txt" NEEDED=10
     fi
-    stamp="$VENV/.installed-$(cd "$ROOT" && cat $requirements requirements-train.txt requirements-test.txt pyproject.toml | cksum | tr ' ' -)"
+    stamp="$VENV/.installed-$(cd "$ROOT" && cat $requirements requirements-train.txt requirements-test.txt requirements-ray.txt pyproject.toml | cksum | tr ' ' -)"
     if [ ! -e "$stamp" ]; then
         python=$(find_python) || stop "Python 3.11, 3.12 or 3.13 is needed; set PYTHON to one"
         free=$(df -Pk "$ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')
@@ -101,7 +101,7 @@ set_up() { # sets VENV to this machine's environment, with the tests' packages, 
         else
             install "vLLM and the training packages" --no-deps -r "$ROOT/requirements.txt"
         fi
-        install "the tests' packages" --no-deps -r "$ROOT/requirements-test.txt"
+        install "the tests' packages" --no-deps -r "$ROOT/requirements-test.txt" -r "$ROOT/requirements-ray.txt"
         rm -f "$LOG"
         touch "$stamp"
         if [ "$kind" = gpu ]; then

@@ -3,18 +3,19 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
+from replicas import Cluster, processes
+from test_scoring import make_reward_model
 
 from alignment.command_line import REPOSITORY, UserError
 from alignment.engines import engine_from, models_read
-from alignment.engines.ray import Replica, blocks
+from alignment.engines.ray import BLOCK, RUNNING, RayScorer, Replica, blocks
+from alignment.engines.scoring import scorer_from
 from alignment.generation import Request, Sampling
 
 WRITER = "writer-7b?quality=0.5&latency=0.01&refusals=0.1"
@@ -22,67 +23,24 @@ REQUESTS = [Request(f"\n\nHuman: How do I mend thing {i}?\n\nAssistant:", i) for
 SAMPLING = Sampling(max_tokens=64)
 
 
-def processes(*words):
-    """Ids of those on whose command line all the words are."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if all(word in line for word in words) and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
-
-
-def kill(*words):
-    found = processes(*words)
-    for process in found:
-        os.kill(process, signal.SIGKILL)
-    return len(found)
-
-
-class Cluster:
-    """A node `head` of one CPU, and others of as many."""
-
-    def __init__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
-        self.start("head", "--head", f"--port={self.port}", "--include-dashboard=false")
-
-    def start(self, name, *words):
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-name={name}", "--num-cpus=1"]
-        command += ["--disable-usage-stats", "--object-store-memory=100000000", *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    def stop(self):
-        kill("/ray/", f":{self.port}")
-        kill("/ray/", f"--gcs_server_port={self.port}")
-
-    def arguments(self, **more):
-        given = {"backend": "ray", "ray_engine": "simulated", "model_name_or_path": WRITER, "batch_size": 8}
-        return Namespace(**given | {"use_hf": False, "ray_address": self.address} | more)
+def arguments(cluster, **more):
+    given = {"backend": "ray", "ray_engine": "simulated", "model_name_or_path": WRITER, "batch_size": 8}
+    return Namespace(**given | {"use_hf": False, "ray_address": cluster.address} | more)
 
 
 @pytest.fixture(scope="module")
 def cluster():
     made = Cluster()
     try:
-        made.start("second", f"--address={made.address}")
+        made.start("second")
         yield made
     finally:
-        import ray
-
-        ray.shutdown()
         made.stop()
 
 
 @pytest.fixture(scope="module")
 def engine(cluster):
-    return engine_from(cluster.arguments())
+    return engine_from(arguments(cluster))
 
 
 @pytest.fixture(scope="module")
@@ -116,28 +74,31 @@ def test_the_identity_is_that_of_the_engine_which_the_replicas_run(engine):
 
 @pytest.mark.parametrize("count, replicas, sizes", [(150, 2, [10] * 15), (3, 2, [1, 1, 1]), (0, 2, []), (1, 8, [1])])
 def test_blocks_are_small_enough_for_all_replicas_to_end_together(count, replicas, sizes):
-    made = blocks(count, replicas, "simulated")
+    made = blocks(count, replicas, BLOCK["simulated"])
     assert [len(block) for block in made] == sizes
     assert [index for block in made for index in block.values()] == list(range(count))
 
 
-def test_a_node_with_other_files_than_this_machine_is_refused(cluster, model_folder):
-    asked = cluster.arguments(ray_engine="hf", model_name_or_path=str(model_folder))
-    with pytest.raises(UserError, match="has other files than this machine under"):
-        Replica(asked, {"config.json": 1}).ready()
+def test_a_node_with_other_files_than_this_machine_is_refused(model_folder):
+    seen = str(model_folder), {"config.json": 1}
+    with pytest.raises(UserError, match="has other files under .* than where the run was started"):
+        next(Replica().complete(engine_from, seen, REQUESTS, SAMPLING))
 
 
 @pytest.mark.parametrize(
     "given, said",
     [
         ({"replicas": 3}, "--replicas 3: the Ray cluster at {address} has room for 2, of which "),
-        ({"ray_engine": "hf", "n_gpu": 2}, "--replicas 1: the Ray cluster at {address} has room for 0, of which 0 now, of"),
+        (
+            {"ray_engine": "hf", "n_gpu": 2},
+            "--replicas 1: the Ray cluster at {address} has room for 0, of which 0 now, of",
+        ),
         ({"ray_address": "127.0.0.1:1"}, "--ray_address 127.0.0.1:1: no Ray cluster answers"),
         ({"ray_address": "ray://head"}, "--ray_address ray://head: give host:port of the head node, or auto"),
     ],
 )
 def test_a_cluster_that_cannot_do_it_is_refused_in_a_line(engine, cluster, given, said, model_folder):
-    asked = cluster.arguments(**{"model_name_or_path": str(model_folder)} | given)
+    asked = arguments(cluster, **{"model_name_or_path": str(model_folder)} | given)
     with pytest.raises(UserError) as refused:
         list(engine_from(asked).complete(REQUESTS[:1], SAMPLING))
     assert str(refused.value).startswith(said.format(address=cluster.address))
@@ -145,12 +106,19 @@ def test_a_cluster_that_cannot_do_it_is_refused_in_a_line(engine, cluster, given
 
 @pytest.fixture(scope="module")
 def third(cluster):
-    cluster.start("third", f"--address={cluster.address}")
+    cluster.start("third")
+
+
+@pytest.fixture(autouse=True)
+def replicas_of_their_own():
+    """Replicas that only a test knows end with it."""
+    yield
+    RUNNING.clear()
 
 
 @pytest.mark.slow
 def test_transformers_in_replicas_writes_what_it_writes_here(cluster, third, model_folder):
-    asked = cluster.arguments(ray_engine="hf", model_name_or_path=str(model_folder), replicas=1)
+    asked = arguments(cluster, ray_engine="hf", model_name_or_path=str(model_folder), replicas=1)
     here = engine_from(Namespace(**vars(asked) | {"backend": "hf"}))
     engine = engine_from(asked)
     assert engine.identity == here.identity
@@ -158,14 +126,26 @@ def test_transformers_in_replicas_writes_what_it_writes_here(cluster, third, mod
 
 
 @pytest.mark.slow
+def test_rewards_of_replicas_are_those_of_this_machine(cluster, third, tmp_path):
+    make_reward_model(tmp_path / "rm")
+    asked = arguments(
+        cluster, reward_model=str(tmp_path / "rm"), reward_api_base=None, cache_dir=None, replicas=1, n_gpu=1
+    )
+    rows, responses = [{"prompt": f"question {i}"} for i in range(5)], [f"answer {i}" for i in range(5)]
+    scorer, here = scorer_from(asked), scorer_from(Namespace(**vars(asked) | {"backend": "hf"}))
+    assert isinstance(scorer, RayScorer) and scorer.identity == here.identity
+    assert scorer.score(rows, responses) == here.score(rows, responses)
+
+
+@pytest.mark.slow
 def test_a_node_that_dies_takes_no_request_with_it(cluster, third, expected):
-    cluster.start("fourth", f"--address={cluster.address}")
-    engine = engine_from(cluster.arguments(replicas=2))
+    cluster.start("fourth", cpus=2)  # one is free elsewhere, so it holds a replica
+    engine = engine_from(arguments(cluster, replicas=2))
     replies, killed = [], 0
     for found in engine.complete(REQUESTS, SAMPLING):
         replies.append(found)
         if len(replies) == 20:
-            killed = kill("raylet/raylet", "--node-name=fourth")
+            killed = cluster.kill("fourth")
     assert killed and len(replies) == len(REQUESTS) and dict(replies) == expected
 
 

@@ -4,6 +4,7 @@
                                                                            vllm_sampling.py draws its tokens on a CPU
     hf          transformers in this process                              decoding.py does its work
     openai      any OpenAI-compatible server
+    ray         replicas of vllm, hf or simulated on a Ray cluster
     simulated   a seeded writer without a model, for dry runs and for algorithms with a known right answer; with the
                 name `judge` it grades, biased as it is set
 
@@ -13,14 +14,16 @@ Importing this loads none of them.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignment.command_line import UserError, boolean, number
 from alignment.generation import Engine
-from alignment.pretrained import check_model
+from alignment.pretrained import check_policy
 
-BACKENDS = ("vllm", "hf", "openai", "simulated")
+BACKENDS = ("vllm", "hf", "openai", "simulated", "ray")
+REPLICATED = ("vllm", "hf", "simulated")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -43,6 +46,14 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--concurrency", type=number(int, 1), default=256, help=shown)
     shown = "openai: seconds for a try of a request, to its last byte; tried 3 times (default: 600)"
     group.add_argument("--timeout", type=number(float, 0, above=True), default=600, help=shown)
+    shown = "ray: the head node's host:port, or auto on a node of the cluster (default: auto)"
+    group.add_argument("--ray_address", default="auto", metavar="ADDRESS", help=shown)
+    shown = "ray: what runs the model in each replica (default: vllm)"
+    group.add_argument("--ray_engine", choices=REPLICATED, default="vllm", help=shown)
+    shown = (
+        "ray: replicas, each of --n_gpu GPUs, or of a CPU where the cluster has no GPU (default: all it has room for)"
+    )
+    group.add_argument("--replicas", type=number(int, 1), metavar="N", help=shown)
     shown = "tries more, with other seeds, for a reply that does not follow a request's JSON schema (default: 3)"
     group.add_argument("--schema_retries", type=number(int, 0), default=3, help=shown)
 
@@ -56,7 +67,9 @@ def backend_of(args: Namespace) -> str:
 
 def models_read(args: Namespace) -> list[str]:
     """The models whose files this machine reads: none with a server or a simulated writer."""
-    return [args.model_name_or_path] if backend_of(args) in ("vllm", "hf") else []
+    backend = backend_of(args)
+    runs = args.ray_engine if backend == "ray" else backend
+    return [args.model_name_or_path] if runs in ("vllm", "hf") else []
 
 
 def engine_from(args: Namespace) -> Engine:
@@ -66,6 +79,11 @@ def engine_from(args: Namespace) -> Engine:
     backend = backend_of(args)
     if not args.model_name_or_path:
         raise UserError("--model_name_or_path is missing")
+    if backend == "ray":
+        from alignment.engines.ray import RayEngine
+
+        made = partial(engine_from, Namespace(**vars(args) | {"backend": args.ray_engine}))
+        return RayEngine(args, made(), made)
     if backend == "openai":
         from alignment.engines.openai import OpenAIEngine
 
@@ -76,7 +94,7 @@ def engine_from(args: Namespace) -> Engine:
 
         named = args.model_name_or_path.partition("?")[0]
         return (SimulatedJudge if named == "judge" else SimulatedEngine)(args.model_name_or_path)
-    check_model(args.model_name_or_path)
+    check_policy(args.model_name_or_path, args.cache_dir)
     settings = {"max_model_len": args.max_model_len, "dtype": args.dtype}
     if backend == "vllm":
         from alignment.engines.vllm import VllmEngine

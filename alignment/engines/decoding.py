@@ -16,6 +16,7 @@ Models for which this does not hold (sliding windows, recurrent layers, soft-cap
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -56,6 +57,7 @@ class Decoder:
 
     def __init__(self, model: Any, ends: Collection[int], max_rows: int, context: int | None = None):
         self._model, self._ends, self._max_rows = model, set(ends), max_rows
+        self._cache_name = cache_name(model)
         self._prefix: Prefix | None = None
         self._tokens = TOKEN_BUDGET
         config = model.config.get_text_config()
@@ -250,15 +252,17 @@ class Decoder:
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """The last position's logits, (B, V) in fp32."""
+        seen_before = ids.shape[1] < mask.shape[1]
+        is_state = self._cache_name == "cache_params"  # it has forgotten the padding, and masks what is new alone
         outer = PREFIX.set(self._prefix)
         try:
             output = self._model(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=None if is_state and seen_before else mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache_name: cache},
             )
         finally:
             PREFIX.reset(outer)
@@ -266,6 +270,19 @@ class Decoder:
 
 
 # Attention and the cache
+
+
+def cache_name(model: Any) -> str:
+    """By what name a model takes what it has seen. Raises UserError where it has another way, and would silently see
+    its last token alone."""
+    taken = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+    found = [name for name in ("past_key_values", "cache_params") if name in taken]
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} keeps what it has seen in no cache that is known here; no decoding by it"
+        )
+    return found[0]
+
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values per layer, each (kv heads, P, head size)
 PREFIX: ContextVar[Prefix | None] = ContextVar("prefix", default=None)  # of the decoder whose model runs

@@ -18,6 +18,7 @@ import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
@@ -62,7 +63,25 @@ def scorer_from(args: Namespace) -> Scorer:
     reward_model.check(args.reward_model, args.cache_dir)
     if args.reward_api_base:
         return ServedScorer(args.reward_model, args.reward_api_base, args.concurrency, args.timeout, args.cache_dir)
-    return LocalScorer(args.reward_model, args.cache_dir)
+    scorer = LocalScorer(args.reward_model, args.cache_dir)
+    if args.backend != "ray":
+        return scorer
+    from alignment.engines.ray import RayScorer
+
+    return RayScorer(args, scorer, partial(scorer_from, Namespace(**vars(args) | {"backend": args.ray_engine})))
+
+
+def local_scorer(name: str, max_length: int | None, *, whole: bool) -> Scorer:
+    """The scorer of a reward model here, or simulated, of texts of `max_length` tokens; by default as many as it was
+    trained on, or with `whole` as many as it can read. Raises UserError for what is no reward model."""
+    if name.partition("?")[0] == SIMULATED:
+        return SimulatedScorer(name)
+    from alignment.training import reward_model
+
+    config = reward_model.check(name)
+    own = config.get_text_config().max_position_embeddings
+    trained = getattr(config, "reward_max_length", None)
+    return LocalScorer(name, None, max_length or (own if whole or not trained else None))
 
 
 def models_scored_by(args: Namespace) -> list[str]:
@@ -106,17 +125,18 @@ def scored(
 
 
 class LocalScorer:
-    """A reward model in this process, on the first GPU where there is one."""
+    """A reward model in this process, on the first GPU where there is one; of texts as long as it was trained on, or of
+    `max_length` tokens."""
 
-    def __init__(self, name: str, cache_dir: Path | None):
-        self.identity = f"reward {model_identity(name)}"
-        self._name, self._cache_dir, self._loaded = name, cache_dir, None
+    def __init__(self, name: str, cache_dir: Path | None, max_length: int | None = None):
+        self.identity = f"reward {model_identity(name)}" + (f" of {max_length} tokens" if max_length else "")
+        self._name, self._cache_dir, self._max_length, self._loaded = name, cache_dir, max_length, None
 
     def score(self, rows: Sequence[dict], responses: Sequence[str]) -> list[float]:
         from alignment.training import reward_model
 
         self._loaded = self._loaded or reward_model.load(self._name, cache_dir=self._cache_dir)
-        return reward_model.score(*self._loaded, rows, responses)
+        return reward_model.score(*self._loaded, rows, responses, max_length=self._max_length)
 
 
 class ServedScorer:
