@@ -37,8 +37,9 @@ from alignment.generation import JANUS, Reply, Request, Sampling, generate, reco
 from alignment.intervals import percent, with_interval
 from alignment.janus.ablation import CONDITIONS, compared, messages_under, read_gold
 from alignment.journal import Journal
-from alignment.judging.bench import alike, checked, difference, given_in, listed, read_bench, responses_to, scores
-from alignment.judging.grades import AllGraded, Graded, add_grading_arguments, graded_by
+from alignment.judging.answers import listed, names_of
+from alignment.judging.bench import alike, checked, difference, given_in, read_bench, responses_to, scores
+from alignment.judging.grades import AllGraded, Graded, add_grading_arguments, graded_by, wording
 from alignment.records import read_json, write_whole
 from alignment.run_cards import claim
 from alignment.templates import CHOICES, RAW, rendering_from
@@ -118,15 +119,6 @@ def main(args: Namespace) -> None:
     show(summary)
 
 
-def names_of(paths: Sequence[str]) -> list[str]:
-    """Short names that tell the files apart: their stems, or the ends of their paths that do."""
-    for parts in range(1, 9):
-        names = ["/".join(Path(path).with_suffix("").parts[-parts:]) for path in paths]
-        if len(set(names)) == len(paths):
-            return names
-    raise UserError(f"--responses names a file twice: {', '.join(paths)}")
-
-
 def warn_of(faults: Sequence[tuple[object, str, str]]) -> None:
     """Say which rubrics tell no grades apart, before anything is asked."""
     if faults:
@@ -159,6 +151,7 @@ def summarised(args: Namespace, rows: list[dict], models: dict[str, list[Graded]
                 same.setdefault(name, []).append(is_alike)
     return {
         "judge": args.model_name_or_path,
+        "template": wording("grade_json.txt" if args.as_json else "grade.txt", "grade_user.txt"),
         "runs": args.runs,
         "show_system": args.show_system,
         "rubric_faults": [dict(zip(("id", "dimension", "fault"), each, strict=True)) for each in faults],
@@ -355,7 +348,7 @@ def answers_of(path: str, prompts: list[dict], seeds: list[int], args: Namespace
     rendering = rendering_from(writer, None)
     ends = (rendering.end_id,) if rendering.end else ()
     sampling = Sampling(args.policy_max_new_tokens, stop=rendering.stop, stop_ids=ends, **JANUS)
-    requests = [Request(rendering.render(row), seed) for row, seed in zip(prompts, seeds, strict=True)]
+    requests = [Request(asked, seed) for asked, seed in zip(rendering.asked(prompts), seeds, strict=True)]
     return generate(engine_from(writer), requests, sampling, journal=journal, label="answers")
 
 

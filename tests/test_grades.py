@@ -203,12 +203,12 @@ def test_responses_find_their_rows(tmp_path):
     ("answers", "said"),
     [
         ([response(0)], r"2 of the bench's 3 rows have no response \(1, 2\)"),
-        ([*map(response, range(3)), response(0)], r"1 of its rows respond to one that has a response \(3\)"),
-        ([*map(response, range(4))], r"1 of its rows respond to none of the bench's \(3\)"),
-        ([*map(response, range(3)), {"output": "x"}], r"1 of its rows respond to none of the bench's \(3\)"),
+        ([*map(response, range(3)), response(0)], r"1 of its rows belong to one that has another \(3\)"),
+        ([*map(response, range(4))], r"1 of its rows belong to none of them \(3\)"),
+        ([*map(response, range(3)), {"output": "x"}], r"1 of its rows belong to none of them \(3\)"),
         (
             [response(0), response(0), response(9)],
-            r"2 of .* \(1, 2\); 1 of .* none of the bench's \(2\); 1 of .* \(1\)",
+            r"2 of .* \(1, 2\); 1 of .* none of them \(2\); 1 of .* \(1\)",
         ),
         ([*map(response, range(2)), response(2, 5)], "row 2 has no text under 'output', nor null"),
         ([*map(response, range(2)), {"id": 2}], "row 2 has no text under 'output', nor null"),
@@ -345,5 +345,5 @@ def test_what_is_no_grading_prompt_it_answers_as_the_writer():
     request = Request([{"role": "user", "content": "Grade it."}], 0)
     ((_, reply),) = SimulatedJudge("judge").complete([request], Sampling(max_tokens=100, schema=schema))
     assert json.loads(reply.text)["grade"] in (0, 1, 2)
-    with pytest.raises(UserError, match="position is none of"):
-        SimulatedJudge("judge?position=1")
+    with pytest.raises(UserError, match="place is none of"):
+        SimulatedJudge("judge?place=1")

@@ -280,7 +280,7 @@ def test_names_tell_files_apart():
     ("change", "said"),
     [
         ({"plain.json": json.dumps(responses()[1:])}, "1 of the bench's 40 rows have no response (0)"),
-        ({"plain.json": json.dumps(responses() * 2)}, "40 of its rows respond to one that has a response"),
+        ({"plain.json": json.dumps(responses() * 2)}, "40 of its rows belong to one that has another"),
         ({"plain.json": "[]"}, "plain.json has no rows"),
         ({"bench.json": json.dumps(responses())}, "row 0"),
         ({"bench.json": json.dumps([BENCH[0] | {"rubrics": BENCH[0]["rubrics"][:3]}])}, "'rubrics' is no list of four"),

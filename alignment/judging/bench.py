@@ -20,10 +20,9 @@ import numpy as np
 from alignment.command_line import UserError
 from alignment.intervals import bootstrap, wilson
 from alignment.janus.rows import SCORES, published
+from alignment.judging.answers import matched
 from alignment.judging.grades import Graded, fault_of, near_in
 from alignment.records import read_rows
-
-SHOWN = 5  # of rows that an error names
 
 # Rows and responses
 
@@ -87,40 +86,17 @@ def responses_to(rows: Sequence[dict], path: str, limit: int | None = None) -> l
     where a response has no system message by its id. Raises UserError that names what is missing, double or foreign."""
     by_text = {asked_by(row["system"], row["prompt"]): place for place, row in enumerate(rows)}
     by_id = {str(row["id"]): place for place, row in enumerate(rows)}
-    found: dict[int, str | None] = {}
-    foreign, doubled = [], []
-    for number, row in enumerate(read_rows(path, "responses")):
+    there, places = read_rows(path, "responses"), []
+    for number, row in enumerate(there):
         if not isinstance(row.get("output", 0), str | None):
             raise UserError(f"responses {path}, row {number} has no text under 'output', nor null")
         system, prompt = row.get("system"), row.get("instruction", row.get("prompt"))
-        if isinstance(system, str) and isinstance(prompt, str) and system.strip():
-            place = by_text.get(asked_by(system, prompt))
-        else:
-            place = by_id.get(str(row.get("id")))
-        if place is None:
-            foreign.append(number)
-        elif place in found:
-            doubled.append(number)
-        else:
-            found[place] = row["output"]
-    wanted = range(len(rows))[:limit]
-    missing = [rows[place]["id"] for place in wanted if place not in found]
-    faults = [
-        f"{len(some):,} {what} ({listed(some)})"
-        for some, what in (
-            (missing, f"of the bench's {len(wanted):,} rows have no response"),
-            (foreign, "of its rows respond to none of the bench's"),
-            (doubled, "of its rows respond to one that has a response"),
-        )
-        if some
-    ]
-    if faults:
-        raise UserError(f"responses {path} and the bench do not match: {'; '.join(faults)}")
-    return [found[place] for place in wanted]
-
-
-def listed(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+        is_told = isinstance(system, str) and isinstance(prompt, str) and system.strip()
+        places.append(by_text.get(asked_by(system, prompt)) if is_told else by_id.get(str(row.get("id"))))
+    names = [row["id"] for row in rows[:limit]]
+    what = f"responses {path} and the bench do not match"
+    found = matched(places, names, what, f"of the bench's {len(names):,} rows have no response")
+    return [there[found[place]]["output"] for place in range(len(names))]
 
 
 # What the grades say

@@ -49,7 +49,7 @@ def rubrics_of(row: dict, place: str) -> list[Criterion]:
 
 def parse_grade(reply: str | None) -> int | None:
     """The grade of a reply that follows GRADE_SCHEMA; None where none came."""
-    return None if reply is None else json.loads(reply)["grade"]
+    return None if reply is None else int(json.loads(reply)["grade"])  # JSON's 1.0 is whole, too
 
 
 def rubric_score(grades: Sequence[int | None], weights: Sequence[float]) -> float | None:

@@ -14,6 +14,7 @@ in a grade gives one there.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -91,6 +92,11 @@ def prompt_text(name: str) -> str:
     return read_text(PROMPTS / name, "judge prompt").rstrip("\n")
 
 
+def wording(*names: str) -> str:
+    """A hash of prompts' texts: numbers that came of different ones are not compared."""
+    return hashlib.sha256("\n".join(map(prompt_text, names)).encode()).hexdigest()[:12]
+
+
 def grade_prompt(row: dict, response: str, rubric: dict, *, show_system: bool = False, again: str = "") -> str:
     """What the judge is asked about a response by one rubric. The released code does not show the system message."""
     scores = {f"score_{score}": text for score, text in rubric["score_descriptions"].items()}
@@ -106,9 +112,9 @@ def grade_prompt(row: dict, response: str, rubric: dict, *, show_system: bool = 
     )
 
 
-def parts_of(prompt: str) -> dict[str, str] | None:
-    """What grade_prompt was filled with, by slot; None of any other text."""
-    pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt_text("grade_user.txt")))
+def parts_of(prompt: str, template: str = "grade_user.txt") -> dict[str, str] | None:
+    """What a prompt of assets/judge was filled with, by slot; None of any other text."""
+    pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.*?)", re.escape(prompt_text(template)))
     found = re.fullmatch(pattern, prompt, re.S)
     return found and found.groupdict()
 

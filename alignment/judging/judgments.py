@@ -94,6 +94,35 @@ def downsampled(rows: list[dict], ratio: float, seed: int) -> list[dict]:
     return [row for number, row in enumerate(rows) if row["judgment"] is not None or number in kept]
 
 
+# Controls: does what a judgment says matter?
+
+BARE = "This response is not satisfactory."
+CONTROLS = ("shuffled", "bare")
+
+
+def controlled(rows: list[dict], kind: str, seed: int) -> list[dict]:
+    """The rows, each flawed one with another flawed row's judgment (`shuffled`), or with BARE in its place (`bare`).
+
+    Shuffled, every judgment is used once, and no row is given the text of its own. Raises UserError where there are too
+    few different ones for that.
+    """
+    flawed = [number for number, row in enumerate(rows) if row["judgment"] is not None]
+    if kind == "bare":
+        given = dict.fromkeys(flawed, BARE)
+    else:
+        random.Random(seed).shuffle(flawed)
+        alike: dict[str, list[int]] = {}
+        for number in flawed:
+            alike.setdefault(rows[number]["judgment"], []).append(number)
+        ring = [number for numbers in alike.values() for number in numbers]
+        step = max(map(len, alike.values()), default=0)  # past all that have one text
+        if 2 * step > len(ring):
+            told = f"{step} of {len(ring)} flawed rows have one judgment" if len(ring) > 1 else "there is 1 flawed row"
+            raise UserError(f"--control shuffled: {told}, which leaves no other for each; take --control bare")
+        given = {number: rows[ring[place - step]]["judgment"] for place, number in enumerate(ring)}
+    return [row | {"judgment": given.get(number)} for number, row in enumerate(rows)]
+
+
 # Prompts and replies
 
 

@@ -142,7 +142,7 @@ def grade_of(match: re.Match) -> int:
     if scale and value_of(scale) != GRADES[-1]:
         raise Unusable("on another scale than 1 to 5")
     value = value_of(match["score"])
-    if match["part"] or value != int(value):
+    if match["part"] or not value.is_integer():
         raise Unusable("not a whole number")
     if value not in GRADES:
         raise Unusable("not from 1 to 5")
@@ -151,7 +151,7 @@ def grade_of(match: re.Match) -> int:
 
 def value_of(number: str) -> float:
     number = number.lower()
-    return WORDS.index(number) if number in WORDS else float(number.replace(",", "."))
+    return float(WORDS.index(number) if number in WORDS else number.replace(",", "."))
 
 
 def line_of(text: str, match: re.Match) -> int:
