@@ -5,15 +5,15 @@
     rows = np.array([[1.0], [2.0], [6.0]])
     with_interval(3.0, bootstrap(rows, np.mean, seed=0), ".1f")   # 3.0 [1.0, 6.0]
 
-A share of independent items has Wilson's interval; any other statistic of rows a bootstrap's, in which the rows are
-drawn again with replacement. Two sides measured on the same rows are compared row by row (`paired_bootstrap`), as what
-makes a row hard for both says nothing about which is better.
+A share of independent items has Wilson's interval, and one of items in groups that go together `clustered`'s; any other
+statistic of rows has a bootstrap's, in which the rows are drawn again with replacement. Two sides measured on the same
+rows are compared row by row (`paired_bootstrap`), as what makes a row hard for both says nothing about which is better.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -26,6 +26,21 @@ def wilson(correct: float, total: int, z: float = 1.96) -> Interval:
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered(hits: Sequence[float], groups: Sequence[Hashable]) -> Interval:
+    """Wilson's interval of the share of `hits`, 1 or 0 each, whose items come in groups, as the pairs of one prompt do.
+
+    n items are worth s (1 - s) n^2 / v independent ones, n at most, where v is the sum over groups of the squared sum
+    of hit - s (Kish's design effect). Where all or none hit, each group is worth one.
+    """
+    share, sums = sum(hits) / len(hits), dict.fromkeys(groups, 0.0)
+    for hit, group in zip(hits, groups, strict=True):
+        sums[group] += hit - share
+    spread = sum(value * value for value in sums.values())
+    worth = share * (1 - share) * len(hits) ** 2 / spread if spread else len(hits)
+    total = min(worth, len(hits)) if 0 < share < 1 else len(sums)
+    return wilson(share * total, total)
 
 
 def bootstrap(

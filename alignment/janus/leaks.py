@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 from alignment.command_line import REPOSITORY
 from alignment.janus.preferences import TREE
 from alignment.records import read_text
+from alignment.wording import grams
 
 GRAM = 4  # words in a row
 COMMON_SHARE = 0.01  # of the instructions: a word in more of them says little about one ...
@@ -74,19 +75,15 @@ class LeakRule:
 
     def leaks(self, system: str, prompt: str) -> list[str]:
         """What a system message shares with its instruction: rare words, then runs of four words. Empty if nothing."""
-        theirs, grams = told_by(prompt)
+        theirs, told = told_by(prompt)
         words = words_of(system)
         rare = {stem(word): word for word in reversed(words) if is_content(word)}
         found = [word for each, word in rare.items() if each in theirs and each not in self._common]
-        return found[::-1] + list(dict.fromkeys(" ".join(run) for run in runs(words) if run in grams))
+        return found[::-1] + list(dict.fromkeys(" ".join(run) for run in grams(words, GRAM) if run in told))
 
 
 @lru_cache(maxsize=8)  # the system messages of an instruction come together
 def told_by(prompt: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
     """Content stems and runs of words of an instruction."""
     words = words_of(prompt)
-    return content_stems(words), frozenset(runs(words))
-
-
-def runs(words: list[str]) -> Iterable[tuple[str, ...]]:
-    return zip(*(words[at:] for at in range(GRAM)), strict=False)
+    return content_stems(words), frozenset(grams(words, GRAM))
