@@ -35,14 +35,16 @@ from alignment.engines.scoring import Scorer, add_scorer_arguments, models_score
 from alignment.generation import JANUS, Reply, Request, Sampling, generate, record_seed, refuse_failures
 from alignment.intervals import with_interval
 from alignment.journal import Journal
+from alignment.outputs import writing
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, local_folder
 from alignment.ranking import WAYS, best_of_n_curve, choose
-from alignment.records import json_list, read_prompts, read_rows, write_whole
+from alignment.records import hub_file, json_list, read_prompts, read_rows, write_whole
 from alignment.run_cards import check_no_input, claim
 from alignment.templates import CHOICES, Template, rendering_from, template_name
 
 ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
 OUTPUT_NAME = "alpaca_eval.json"
+MOST = 100_000  # candidates
 PROMPT_KEYS = ("system", "instruction", "input")  # what of a row a template reads
 USER_KEYS = ("instruction", "prompt", "user_prompt", "input")  # where a row may say what the user says
 # Sampling as the papers' released code has it: CUT's, and by --recipe
@@ -79,7 +81,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--repetition_penalty", type=number(float, 0, above=True), help=shown)
     parser.add_argument("--batch_size", type=number(int, 1), default=256, help="hf: sequences in flight (default: 256)")
     parser.add_argument("--seed", type=int, default=42, help="each row's own seed derives from it (default: 42)")
-    parser.add_argument("--n", type=number(int, 1), default=1, help="candidates sampled for each row (default: 1)")
+    parser.add_argument(
+        "--n", type=number(int, 1, MOST), default=1, help="candidates sampled for each row (default: 1)"
+    )
     shown = "the candidate that is the response: of the highest reward, any, or the longest (default: reward)"
     parser.add_argument("--choose", choices=WAYS, default="reward", help=shown)
     parser.add_argument("--skip", type=number(int, 0), default=0, help="leave out the first so many rows (default: 0)")
@@ -133,15 +137,7 @@ def asked_of(place: str, row: dict, columns: dict[str, str]) -> dict:
 
 def fetch_alpaca_eval() -> Path:
     """The evaluation set's file from the hub or its cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    repository, name = ALPACA_EVAL
-    try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"AlpacaEval cannot be had from the hub ({reason}); give --data_path FILE") from None
+    return hub_file(*ALPACA_EVAL, "AlpacaEval", "give --data_path FILE")
 
 
 def output_row(row: dict, output: str, args: Namespace, dataset: str) -> dict:
@@ -243,7 +239,8 @@ def draw_curve(curve: Sequence[dict], path: Path) -> None:
             axes.fill_between(kl, *zip(*(point[name]["interval"] for point in curve), strict=True), alpha=0.2)
         axes.set_xticks(list(ticks), ticks.values())
         axes.legend(fontsize="x-small")
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)
 
 
 def write_curve(path: Path, pools: Sequence[Sequence[dict]], seed: int) -> dict:
@@ -294,9 +291,9 @@ def respond(args: Namespace) -> None:
         how = (args.max_new_tokens, args.temperature, args.top_p, stops(rendering, args), ends)
         sampling = Sampling(*how, repetition_penalty=args.repetition_penalty)
         numbers = range(args.skip, args.skip + len(rows))
-        texts = rendering.rendered(rows, lambda at: f"data {data}, row {args.skip + at}")
+        prompts = rendering.asked(rows, lambda at: f"data {data}, row {args.skip + at}")
         seeds = [candidate_seeds(args.seed, number, args.n) for number in numbers]
-        requests = [Request(text, seed) for text, own in zip(texts, seeds, strict=True) for seed in own]
+        requests = [Request(prompt, seed) for prompt, own in zip(prompts, seeds, strict=True) for seed in own]
         with Journal(output) as journal:
             replies = generate(
                 engine, requests, sampling, journal=journal, label=output.stem, schema_retries=args.schema_retries
@@ -347,6 +344,8 @@ def chat(args: Namespace) -> None:
     import torch
     from transformers import TextStreamer
 
+    from alignment.engines.prompts import prompt_ids
+
     check_model(args.model_name_or_path)
     tokenizer = load_tokenizer(args.model_name_or_path, args.cache_dir)
     rendering = rendering_from(Namespace(**vars(args) | {"backend": "hf"}), "alpaca")
@@ -370,9 +369,11 @@ def chat(args: Namespace) -> None:
         if not said:
             continue
         turns.append({"role": "user", "content": said})
-        inputs = tokenizer(rendering.render({"prompt": turns}), return_tensors="pt").to(device)
+        ids, _ = prompt_ids(tokenizer, [Request(rendering.asked([{"prompt": turns}])[0], args.seed)])
+        inputs = torch.tensor(ids, device=device)
         reply = model.generate(
-            **inputs,
+            inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=args.max_new_tokens,
             streamer=TextStreamer(tokenizer, skip_prompt=True),
             tokenizer=tokenizer,
@@ -382,7 +383,7 @@ def chat(args: Namespace) -> None:
             pad_token_id=tokenizer.eos_token_id,
             **(sampled if args.temperature else {"do_sample": False, "temperature": None, "top_p": None}),
         )
-        text = tokenizer.decode(reply[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = tokenizer.decode(reply[0, inputs.shape[1] :], skip_special_tokens=True)
         for stop in stops(rendering, args):
             text = text.removesuffix(stop)
         turns.append({"role": "assistant", "content": text.strip()})

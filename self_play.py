@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from alignment.journal import Journal
 from alignment.ranking import WAYS, choose
 from alignment.rouge import Pool
 from alignment.run_cards import claim
-from alignment.templates import CHOICES, almost_text, rendering_from
+from alignment.templates import CHOICES, Template, almost_text, data_from, rendering_from
 
 USER_PROMPT = REPOSITORY / "assets" / "User_prompt.txt"
 USER_TOKENS = 64  # of a user's message, as of a prompt in pg
@@ -57,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--n_shot", type=positive, default=3, help="dialogues shown to each (default: 3, the paper's, from memory)")
     add(
         "--num_candidates",
-        type=positive,
+        type=number(int, 1, 100_000),
         default=4,
         help="answers to choose from (default: 4, as the paper, from memory)",
     )
@@ -112,14 +113,14 @@ class Dialogue:
 
 
 class Speaker:
-    """An engine in one role: from a dialogue to the request for its next message."""
+    """An engine in one role: from dialogues to the requests for their next messages."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, render: Callable[[Dialogue], str]):
-        self.engine, self.sampling, self.render = engine, sampling, render
+    def __init__(self, engine: Engine, sampling: Sampling, asked: Callable[[Sequence[Dialogue]], list]):
+        self.engine, self.sampling, self.asked = engine, sampling, asked
 
     def speak(self, dialogues: Sequence[Dialogue], seeds: Sequence[int], journal: Journal, label: str) -> list[Reply]:
         """A reply for each. Raises UserError where some failed that another run may bring: what came is journaled."""
-        requests = [Request(self.render(each), seed) for each, seed in zip(dialogues, seeds, strict=True)]
+        requests = [Request(prompt, seed) for prompt, seed in zip(self.asked(dialogues), seeds, strict=True)]
         replies = generate(self.engine, requests, self.sampling, journal=journal, label=label)
         refuse_failures(replies)
         return replies
@@ -178,11 +179,13 @@ def assistant_from(args: argparse.Namespace) -> Speaker:
         rendering = rendering_from(args, None)
         ends = (rendering.end_id,) if rendering.end else ()
         sampling = Sampling(tokens, **drawn, stop=rendering.stop, stop_ids=ends)
-        return Speaker(engine_from(args), sampling, lambda dialogue: rendering.render({"prompt": dialogue.messages}))
+        return Speaker(
+            engine_from(args), sampling, lambda some: rendering.asked([{"prompt": each.messages} for each in some])
+        )
     shown = few_shot.Demonstrations.read(args.prompt_file_path, args.n_shot)
     tokens = args.max_new_tokens or (768 if "Faithful" in shown.name else 384)
     sampling = Sampling(tokens, **drawn, stop=few_shot.REPLY_STOP)
-    return Speaker(engine_from(args), sampling, lambda dialogue: shown.format_turns(dialogue.said, args.n_shot))
+    return Speaker(engine_from(args), sampling, partial(after_demonstrations, shown, args.n_shot, data_from(args)))
 
 
 def user_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -196,11 +199,15 @@ def user_from(args: argparse.Namespace, theirs: argparse.Namespace, engine: Engi
     shown = few_shot.Demonstrations.read(args.user_prompt_file_path, args.n_shot)
     is_same = (theirs.model_name_or_path, theirs.backend) == (args.model_name_or_path, args.backend)
     sampling = Sampling(USER_TOKENS, args.temperature, args.top_p, USER_STOP)
-    return Speaker(
-        engine if is_same else engine_from(theirs),
-        sampling,
-        lambda dialogue: shown.format_turns(dialogue.said, args.n_shot),
-    )
+    engine, data = engine if is_same else engine_from(theirs), data_from(theirs)
+    return Speaker(engine, sampling, partial(after_demonstrations, shown, args.n_shot, data))
+
+
+def after_demonstrations(
+    shown: few_shot.Demonstrations, n_shot: int, data: Template, dialogues: Sequence[Dialogue]
+) -> list[str | list[int]]:
+    """What an engine is asked to continue: dialogues after the first demonstrations."""
+    return data.asked([{"prompt": shown.format_turns(each.said, n_shot)} for each in dialogues])
 
 
 # A turn

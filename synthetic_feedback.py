@@ -30,6 +30,7 @@ from alignment.journal import Journal
 from alignment.pretrained import check_model
 from alignment.ranking import binarise
 from alignment.run_cards import Run, claim
+from alignment.templates import data_from
 
 DUPLICATE = 0.5  # ROUGE-L F against a seed or accepted prompt; the released call, where its function's default is 0.7
 STALLED = 1_000  # pg stops when the last so many candidates ...
@@ -57,6 +58,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rubric", nargs="+", metavar="CONFIG", help="cs: configurations, best first; equal ranks as a,b")
     shown = "cs: keep only the pairs on which this reward model of train.py agrees (the paper's as-is RM validation)"
     add("--filter_reward_model", metavar="MODEL", help=shown)
+    shown = "cs: prompt, chosen and rejected as texts or as lists of messages, for tools that else glue them together"
+    add("--format", choices=("text", "messages"), help=f"{shown} (default: text)")
     add("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
     add("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
     shown = "default: 64 for pg; 384 for rg, 768 where the demonstrations' name has Faithful in it"
@@ -115,7 +118,7 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
     """
     from alignment.rouge import Pool
 
-    parse = few_shot.parse_query_as_released if args.legacy else few_shot.parse_query
+    parse, data = few_shot.parse_query_as_released if args.legacy else few_shot.parse_query, data_from(args)
     rules = QUERY_RULES_AS_RELEASED if args.legacy else QUERY_RULES
     pool = Pool(seeds.queries, threshold=DUPLICATE)
     accepted, dropped, failed, drawn = [], Counter(), [], 0
@@ -128,6 +131,8 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
         requests = [
             draw_query_request(seeds, accepted, n_shot, args.seed, index) for index in range(drawn, drawn + size)
         ]
+        asked = data.asked([{"prompt": request.prompt} for request in requests])
+        requests = [request._replace(prompt=prompt) for request, prompt in zip(requests, asked, strict=True)]
         drawn += size
         label = f"pg {len(accepted)}/{args.num_generation}"
         replies = generate(engine, requests, sampling, journal=journal, label=label, schema_retries=args.schema_retries)
@@ -209,12 +214,10 @@ def respond(args, engine, queries: list[str], demonstrations, n_shot: int, held:
         top_p=args.top_p,
         stop=few_shot.REPLY_STOP,
     )
+    shown = [{"prompt": demonstrations.format_prompt(query, n_shot, legacy=args.legacy)} for query in queries]
     requests = [
-        Request(
-            demonstrations.format_prompt(query, n_shot, legacy=args.legacy),
-            record_seed(args.seed, demonstrations.name, n_shot, index),
-        )
-        for index, query in enumerate(queries)
+        Request(prompt, record_seed(args.seed, demonstrations.name, n_shot, index))
+        for index, prompt in enumerate(data_from(args).asked(shown))
     ]
     with Journal(held.output) as journal:
         replies = generate(
@@ -255,7 +258,8 @@ def construct_comparisons(args: argparse.Namespace) -> None:
         comparisons = compare(queries, responses, names, ranks, counts)
         if args.filter_reward_model:
             comparisons = validate(comparisons, args.filter_reward_model, args.cache_dir, counts)
-        records.write_whole(output, records.json_list(comparisons))
+        form = in_messages if args.format == "messages" else dict
+        records.write_whole(output, records.json_list(map(form, comparisons)))
         held.finish(counts.as_dict())
     print(counts.tables())
     print(f"cs: {len(queries):,} prompts x {len(names)} -> {counts.total():,} comparisons: {output}")
@@ -311,6 +315,12 @@ def compare(queries, responses, names, ranks, counts: Waterfall) -> Iterator[dic
                 "rejected": responses[rejected][row],
                 "meta": f"{names[chosen]}-vs-{names[rejected]}",
             }
+
+
+def in_messages(row: dict) -> dict:
+    """A comparison as a conversation of one turn and two replies to it, which train.py reads as it reads the texts."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return row | {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
 
 
 def validate(comparisons: Iterator[dict], model_name: str, cache_dir: Path | None, counts: Waterfall) -> Iterator[dict]:

@@ -2,6 +2,8 @@
 
 The contracts and the text half, which import neither torch nor vllm nor a model of transformers:
     command_line.py  argument types, one-line errors, who speaks under torchrun, progress, tables
+    flag_values.py   values that no flag of any script can have
+    config_files.py  a YAML file of flags -> the words of a command line
     secrecy.py       keys taken out of what is said and written
     run_cards.py     what an output was made of: may I write here, is it done, where does a training go on
     outputs.py       may a run write here: writable, nothing that it reads, held by no other process
@@ -9,13 +11,22 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     journal.py       finished requests on disk: crash, resume, exactly once
     pretrained.py    models and tokenizers from a folder or the hub, and what identifies one
     adapters.py      LoRA: how it is added, the base that it belongs to, and how that is quantised
+    model_cards.py   README.md of a model's folder: what it is, made by what, of what, and what was measured
+    template_trial.py  a chat template of a model's own is tried under a bound before it is used
     templates.py     a row -> prompt text, ids and stop strings, one object per template, for training and inference
+    token_ids.py     texts -> ids: what a tokenizer adds, what goes on from a text, and data that spell control tokens
     few_shot.py      ALMoST's few-shot prompts, and reply -> text; format and parse are neighbours
     training_data.py the rows that train.py learns from, in all their forms
+    other_forms.py   rows as other tools write them -> as these read them
+    choices.py       rows in which some responses are better: any pairs, static HHH, DSP, RewardBench 1 and 2
+    reward_measures.py  what a reward model's scores of them say: accuracy, calibration, what length explains
+    static_hhh.py    static HHH: its rows, what a policy is asked
+    truthfulqa.py    TruthfulQA: its rows, what a policy is asked, MC1 and MC2
     generation.py    Request, Reply, Sampling, Engine, generate(): the contract that engines/ carries out
     asking.py        a reply that cannot be used is asked again, then counted
     filters.py       is this one text worth keeping?  One predicate a rule, each with a reason
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
+    wording.py       what a text looks like: its words, how varied, does it loop, does it refuse
     ranking.py       many texts for one prompt: who beats whom, may it be a pair, which is best
     agreement.py     how far two measurements of the same things agree
     toxicity.py      the rows of RealToxicityPrompts, and a scorer that needs no server
@@ -28,6 +39,24 @@ judging/, what judges are asked, and what is read from their replies:
     verdicts.py      a reply -> the grade from 1 to 5 that it ends in
     grades.py        a response graded by each of its rubrics, as the bench does
     bench.py         the bench's rows, the responses to them, and what grades say of models
+    answers.py       questions, and several models' answers to them, matched
+    pairs.py         two answers to a question compared, in both orders
+    pair_verdicts.py a reply -> which of two answers is better, or a score of each
+    judges.py        who compares: a model with a budget, a reward model, the longer answer
+    self_test.py     a judge on pairs of which one knows the better answer
+    winrates.py      what verdicts say of two models, and of the judge
+    length_control.py  AlpacaEval 2's regression: what a judge would prefer at equal length
+    anytime.py       an interval that holds however often one looks, so that one may stop
+    ladder.py        Bradley-Terry: several models in one order
+
+auditing/, what a preference file teaches beside preferences:
+    pairs.py         its pairs, with what was said before them
+    flags.py         a number with its interval, and when it is a flag
+    shortcuts.py     what a model could go by in place of quality: length, place
+    configurations.py  who beats whom: matrix, rank, circles
+    duplicates.py    the same again, exactly, turned round or nearly
+    contents.py      refusals, loops, little variety, benchmarks, what a filter would drop
+    benches.py       the papers' benchmarks in their released forms, and which items a text holds
 
 janus/, the data of Janus:
     preferences.py   dimension > subdimension > preference, and the sets of four that are drawn around this tree
@@ -40,6 +69,7 @@ janus/, the data of Janus:
 
 engines/, what runs models: `engine_from` and its flags in __init__.py;
     vllm.py  hf.py  openai.py  simulated.py  simulated_judge.py
+    ray.py           replicas of an engine and of a reward model on a Ray cluster, whatever of it dies
     prompts.py       a request -> token ids, by the model's own tokenizer and chat template
     answers.py       whatever a server sends -> a reply
     schemas.py       values that follow a JSON schema, for the simulated writer
@@ -58,6 +88,7 @@ training/, what imports torch to learn or to score:
     logps.py         a model and a batch -> log-probabilities, no vocabulary-wide tensor held
     losses.py        the papers' equations, pure functions
     trainers.py      HF Trainer whose step functions call losses.py
+    trainer_flags.py flags of HF Trainer that train.py does not spell out: read, and found to work or refused
     history.py       what a training run shows and leaves: bar, history.jsonl, history.png
     reward_model.py  load, score(texts)
     likelihoods.py   how likely a policy finds given responses
@@ -75,7 +106,7 @@ training/, what imports torch to learn or to score:
     rl_update.py     a step: measured once, advantages, epochs of mini-batches
     rl_monitor.py    what a run shows: numbers, warnings in words, the page of samples
     rl_state.py      checkpoints, and the rollouts of the step in hand
-    static_hhh.py    static HHH: its rows, what a policy is asked, and letters as answers
+    benchmarks.py    what is asked of a policy whose next tokens are the answer: letters, true or false, choices
     cut_lines.py     CUT: rows with judgments -> lines -> batches; how much the judgment has to do with each token
     cut_trainer.py   CUT: the training step, and the Trainer that takes it
 """

@@ -14,13 +14,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignment.command_line import UserError
+from alignment.command_line import UserError, why_unwritable
+from alignment.records import SURROGATE
 
 
 def key(**determinants: Any) -> str:
     """A hash of everything that determines a reply."""
     canonical = json.dumps(determinants, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def finished(line: bytes) -> tuple[str, str, str] | None:
+    """(key, text, finish) of a line; None of an earlier version's that names a writer, or whose text is a number.
+    Raises ValueError where it is none of these, and RecursionError. U+FFFD stands for half a character."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    key, text, finish = (row.get(name) for name in ("key", "text", "finish"))
+    if not isinstance(text, str):
+        return None
+    if not isinstance(key, str) or not isinstance(finish, str):
+        raise ValueError("no key or no finish")
+    return key, SURROGATE.sub("\ufffd", text), SURROGATE.sub("\ufffd", finish)
 
 
 class Journal:
@@ -35,7 +50,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab+")
         except OSError as error:
-            raise UserError(f"{output} cannot be written: {error.strerror}") from None
+            raise UserError(f"{output} cannot be written: {why_unwritable(error)}") from None
         self._replies, end = self._read()
         self._file.truncate(end)
 
@@ -47,10 +62,9 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                row = json.loads(line)
-                if isinstance(row.get("text"), str):  # an earlier version's line may name a writer, or hold a number
-                    replies[row["key"]] = (row["text"], row["finish"])
-            except (ValueError, KeyError, AttributeError):
+                if found := finished(line):
+                    replies[found[0]] = found[1:]
+            except (ValueError, RecursionError):
                 raise UserError(f"journal {self.path} is damaged at byte {end}; mend or delete it") from None
             end += len(line)
         return replies, end
@@ -60,6 +74,7 @@ class Journal:
         return self._replies.get(request)
 
     def add(self, request: str, text: str, finish: str) -> None:
+        text = SURROGATE.sub("\ufffd", text)
         row = {"key": request, "text": text, "finish": finish}
         try:
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -67,7 +82,7 @@ class Journal:
         except OSError as error:  # no space on the disk, or none left for this user
             with suppress(OSError):  # it would write once more
                 self._file.close()
-            raise UserError(f"{self.path} cannot be written: {error.strerror}; what it holds is kept") from None
+            raise UserError(f"{self.path} cannot be written: {why_unwritable(error)}") from None
         self._replies[request] = (text, finish)
 
     def __enter__(self) -> Journal:
@@ -77,7 +92,10 @@ class Journal:
         if self._file.closed:  # it could not be written
             return
         if self._replies:
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise UserError(f"{self.path} cannot be written: {why_unwritable(error)}") from None
         else:  # nothing happened: leave nothing behind
             self.path.unlink()
         self._file.close()

@@ -3,7 +3,7 @@ r"""Files at the door: read by one set of rules, checked, trusted after; written
     prompts.txt                       one prompt a line
     <model>-<demo>-<k>shot.json       [reply or null, ...], as long as prompts.txt
     comparison.json                   [{"prompt", "chosen", "rejected", "meta": "a-vs-b"}, ...]
-    any rows                          .json (a list) or .jsonl, plain or .gz; .parquet; a data set's name on the hub
+    any rows                          .json (a list), .jsonl, .csv, each plain or .gz; .parquet; a hub data set's name
 
 The rules of every reader: a text is UTF-8, and a byte-order mark before it is no part of it. "\n" ends a line, and so
 does "\r\n"; nothing else does: a lone "\r", U+0085, U+2028 and U+2029 are text. JSON has no NaN and no Infinity, and
@@ -14,28 +14,33 @@ A file that exists is complete: it was written under a temporary name, synced, a
 
 from __future__ import annotations
 
+import csv
+import errno
 import gzip
 import hashlib
 import json
 import math
 import os
 import re
+import select
 import stat
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alignment.command_line import UserError
+from alignment.command_line import UserError, why_unwritable
 
 BAD = "BAD"  # what the released code writes for a reply that its filter dropped
-FILE_NAME = re.compile(r"\.(jsonl?|parquet)(\.gz)?$")
+FILE_NAME = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
 REMEMBERED_FROM = 16 << 20  # bytes; a smaller file is hashed again in no time
 SURROGATE = re.compile("[\ud800-\udfff]")
+UNHEARD = 10_000  # milliseconds after which a pipe that nobody has opened for writing is given up
 SETTLED = 2_000_000_000  # nanoseconds after which a file system tells another write by its times
 
 
@@ -45,7 +50,14 @@ SETTLED = 2_000_000_000  # nanoseconds after which a file system tells another w
 @cache
 def piped(path: Path, device: int, inode: int) -> bytes:
     """What came through a pipe, which gives its bytes once: they are hashed and read, in either order."""
-    return path.read_bytes()
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for a writer, for ever
+    with open(opened, "rb") as file:
+        waiting = select.poll()
+        waiting.register(file, select.POLLIN)
+        if not waiting.poll(UNHEARD):
+            raise TimeoutError(errno.ETIMEDOUT, "it is a pipe, and nothing writes into it")
+        os.set_blocking(opened, True)
+        return file.read()
 
 
 @contextmanager
@@ -53,11 +65,10 @@ def opened(path: Path, what: str, *, unpack: bool = True) -> Iterator[BinaryIO]:
     """The bytes of a file or a pipe, those in a .gz. `what` names it in the UserError of any failure to read it."""
     try:
         found = path.stat()
-        if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
-            file = path.open("rb")
-        else:
-            file = BytesIO(piped(path, found.st_dev, found.st_ino))
-        with file:
+        if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+            raise UserError(f"{what} {path} is a device, not a file")
+        is_pipe = stat.S_ISFIFO(found.st_mode)
+        with BytesIO(piped(path, found.st_dev, found.st_ino)) if is_pipe else path.open("rb") as file:
             yield gzip.GzipFile(fileobj=file) if unpack and path.suffix == ".gz" else file
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
@@ -149,6 +160,8 @@ def read_rows(source: str | Path, what: str = "data") -> list[dict]:
         rows = read_hub(str(source), what)
     elif kind == ".parquet":
         rows = read_parquet(path, what)
+    elif kind == ".csv":
+        rows = read_csv(path, what)
     elif kind == ".jsonl" or kind != ".json" and not opens_a_list(path, what):
         rows = read_lines(path, what)
     else:
@@ -181,6 +194,26 @@ def read_lines(path: Path, what: str) -> list[dict]:
     return rows
 
 
+def read_csv(path: Path, what: str) -> list[dict]:
+    """The rows of a table whose first line names the columns. Cells are texts, empty ones too."""
+    csv.field_size_limit(sys.maxsize)
+    with opened(path, what) as file:
+        text = decoded(file.read(), path, what)
+    table = csv.reader(StringIO(text, newline=""), strict=True)
+    try:
+        head = next(table, [])
+        if len(set(head)) < len(head):
+            raise UserError(f"{what} {path} has two columns of one name: {', '.join(head)}")
+        rows = []
+        for number, cells in enumerate(filter(None, table)):  # what is empty is a blank line
+            if len(cells) != len(head):
+                raise UserError(f"{what} {path}, row {number} has {len(cells)} cells, and the first line {len(head)}")
+            rows.append(dict(zip(head, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{what} {path}, line {table.line_num} is no CSV: {error}") from None
+    return rows
+
+
 def check_row(row: Any, place: str, verb: str) -> None:
     if not isinstance(row, dict):
         raise UserError(f"{place} {verb} a {type(row).__name__}, not an object")
@@ -202,6 +235,8 @@ def read_parquet(path: Path, what: str) -> list[dict]:
             raise UserError(f"{what} {path} has a text that is not UTF-8: {error.object[:40]!r}") from None
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{what} {path} is no parquet file: {error}".split("\n")[0]) from None
+        except (ValueError, OverflowError) as error:  # a time of the year 38,500
+            raise UserError(f"{what} {path} has a value that cannot be read: {error}") from None
 
 
 @cache
@@ -219,6 +254,18 @@ def read_hub(name: str, what: str) -> list[dict]:
         raise UserError(f"{what} {name} does not exist here nor on the hub: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:  # it is a script, which datasets runs no more
         raise UserError(f"{what} {name} cannot be had: {str(error).splitlines()[0]}; give one of its files") from None
+
+
+def hub_file(repository: str, name: str, what: str, remedy: str) -> Path:
+    """A file of a data set on the hub, from there or from its cache. Raises UserError, which ends in the remedy."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{what} cannot be had from the hub ({reason}); {remedy}") from None
 
 
 # Prompts and replies
@@ -275,7 +322,9 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8", newline="\n", buffering=1 << 20) as file:
+        # Half a character can come from a file's name alone, as no reader takes one; its escape is JSON
+        how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n", "buffering": 1 << 20}
+        with temporary.open("x", **how) as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
@@ -284,7 +333,7 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # no space, no permission
-            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+            raise UserError(f"{path} cannot be written: {why_unwritable(error)}") from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -336,7 +385,7 @@ def remembered(path: Path, kind: str, compute: Callable[[Path], Any]) -> Any:
         kept = json.loads(note.read_text(encoding="utf-8"))
         if kept["state"] == state:
             return kept["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # none, or a damaged one
     value = compute(path)
     if now - before.st_mtime_ns >= SETTLED and stamp(path.stat()) == stamp(before):

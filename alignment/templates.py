@@ -16,33 +16,36 @@ A row is any of these, and each template takes all of them that it can express:
     {"system": "...", ...}                              a system message beside any of them
 
     template = load_template("almost", tokenizer)           # prompt_ids(rows), response_ids(texts): what is trained on
-    rendering = rendering_from(args, "alpaca")              # render(row), stop: what an engine is asked to continue
+    rendering = rendering_from(args, "alpaca")              # asked(rows), stop: what an engine is asked to continue
     tokenizer.chat_template = chat_template(template)       # what a saved model tells other tools
 
 Training ids equal inference ids because prompt and response are tokenised apart here, and nowhere else: a generator
-that starts from `prompt_ids(row)` stands where training stood. Imports no torch.
+that starts from `prompt_ids(row)` stands where training stood. The only control tokens of a row are those that its
+template writes: what its texts spell is text (token_ids.py). Imports no torch.
 """
 
 from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from operator import itemgetter
 from typing import Any, NoReturn
 
 from alignment.command_line import REPOSITORY, UserError, nearest, warn
-from alignment.pretrained import load_pretrained, load_tokenizer, local_folder
-from alignment.records import read_json
+from alignment.pretrained import first_line, load_pretrained, load_tokenizer, local_folder, read_settings
+from alignment.template_trial import check_ends, without_marks
+from alignment.token_ids import ANCHOR, MARK, adds_bos, continuation_ids, marked, marker, plain_ids, text_ids
 
 Message = dict[str, str]
 ASSETS = REPOSITORY / "assets" / "templates"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 LAST_TURN = "\n\nAssistant:"
-ANCHOR = "\n"  # what a response is tokenised after, where its prompt ends in no special token
 PROBE = "text between marks"  # stands for what is said while a chat template shows what it makes of it
 SAMPLE = {"prompt": "a", "judgment": "a"}  # a row that every template takes, to see how its prompts begin and end
+READ = ("system", "prompt", "instruction", "input", "judgment")  # what of a row a template reads
 CHATML = ("<|im_start|>", "<|im_end|>")  # open and end a turn
 
 
@@ -68,29 +71,48 @@ class Template:
         return self.tokenizer.convert_tokens_to_ids(self.end or self.tokenizer.eos_token)
 
     def prompt_ids(self, rows: Sequence[dict], place: Callable[[int], str] | None = None) -> list[list[int]]:
-        """Token ids of prompts, with BOS where the tokenizer adds one, and never twice; `place` as of `rendered`."""
-        return self.text_ids(self.rendered(rows, place))
+        """Token ids of prompts, with BOS where the tokenizer adds one, and never twice; `place` as of `asked`."""
+        return text_ids(self.tokenizer, self._marked(rows, place))
 
-    def rendered(self, rows: Sequence[dict], place: Callable[[int], str] | None = None) -> list[str]:
-        """The prompts' texts. Raises UserError for a row that the template refuses, as one whose roles it does not
-        have; it opens with `place` of the row's number, from 0."""
+    def asked(self, rows: Sequence[dict], place: Callable[[int], str] | None = None) -> list[str | list[int]]:
+        """What an engine is asked to continue: the prompts' texts, or the ids of one whose row spells a control token.
+        Raw, and where the tokenizer is elsewhere, all is text, and a line says how many spell one.
+
+        Raises UserError for a row that the template refuses, as one whose roles it does not have; it opens with `place`
+        of the row's number, from 0.
+        """
+        found = self._marked(rows, place)
+        if self.name == RAW or self.tokenizer is None:
+            return as_they_are(found)
+        return [text_ids(self.tokenizer, [text])[0] if MARK in text else text for text in found]
+
+    def _marked(self, rows: Sequence[dict], place: Callable[[int], str] | None) -> list[str]:
+        """The prompts' texts, in which a MARK is inside what the rows' own texts spell of control tokens."""
         found = []
         for number, row in enumerate(rows):
             try:
-                found.append(self.render(row))
+                found.append(self.render(marked({key: row[key] for key in READ if key in row}, self.mark)))
+            except RecursionError:
+                raise UserError(f"{place(number) if place else f'row {number}'} is nested too deeply") from None
             except UserError as error:
                 raise UserError(f"{place(number)}: {error}" if place else str(error)) from None
         return found
 
-    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same of prompts that are already text."""
-        bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
-        return [ids if ids[:1] == bos else bos + ids for ids in plain_ids(self.tokenizer, texts)]
-
     def response_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of responses as they follow a prompt, each closed by `end_id`, which is in the loss."""
-        spelled = [self.lead + (text.strip() if self.trims else text) for text in texts]
+        spelled = [self.lead + self.mark(text.strip() if self.trims else text) for text in texts]
         return [ids + [self.end_id] for ids in continuation_ids(self.tokenizer, spelled, self.anchor)]
+
+    @cached_property
+    def mark(self) -> Callable[[str], str]:
+        """What marks a text of the data: `token_ids.marker` of the tokenizer, and of what the template writes."""
+        written = plain_ids(self.tokenizer, [self.render(SAMPLE) + self.end])[0] if self.tokenizer else ()
+        return marker(self.tokenizer, written)
+
+    def say_spelled(self, source: object, rows: Sequence[Any]) -> None:
+        """A line that says how many rows of a source spell control tokens, as those do that are rendered already."""
+        if spelled := sum(marked(row, self.mark) != row for row in rows):
+            warn(f"data {source}: {spelled:,} of {len(rows):,} rows spell control tokens, which are learned as text")
 
     @cached_property
     def anchor(self) -> str:
@@ -200,12 +222,13 @@ def almost_text(row: dict) -> str:
 
 def chat_text(tokenizer: Any, found: list[Message], opened: bool, **settings: Any) -> str:
     """What the tokenizer's chat template makes of messages, `opened` for a reply. UserError where it refuses them."""
-    from jinja2 import TemplateError  # which is what a template's own raise_exception raises
-
     try:
+        check_ends(tokenizer.get_chat_template())
         return tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=opened, **settings)
-    except TemplateError as error:
-        raise UserError(f"the tokenizer's chat template refuses the row: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a template is somebody else's program, and may raise anything
+        raise UserError(f"the tokenizer's chat template refuses the row: {first_line(error)}") from error
 
 
 # Templates
@@ -280,37 +303,6 @@ def closing_token(tokenizer: Any, after: str) -> str:
 TEMPLATES = {each.__name__: each for each in (almost, alpaca, alpaca_judgment, mistral, chatml, chat)}
 
 
-# Ids
-
-
-def plain_ids(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of texts with nothing added."""
-    texts = list(texts)
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer itself would open a text with BOS. Asked of its output: `add_bos_token` is not reliable."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-
-
-def continuation_ids(tokenizer: Any, texts: Sequence[str], anchor: str = ANCHOR) -> list[list[int]]:
-    r"""Token ids of texts that follow another text, which ends in `anchor` if that is a special token.
-
-    SentencePiece tokenizers (Llama 2, Mistral) open a text with a space of their own, some also what follows a special
-    token; byte-level ones can, too. After other text they do not: "Hello" is [Hello] there, and not [▁Hello].
-    """
-    first = tokenizer.convert_ids_to_tokens(plain_ids(tokenizer, ["a"])[0])[0]
-    if not first.startswith(("▁", "Ġ")):
-        return plain_ids(tokenizer, texts)
-    before = plain_ids(tokenizer, [anchor])[0]
-    found = plain_ids(tokenizer, [anchor + text for text in texts])
-    apart = [ids[: len(before)] == before for ids in found]
-    alone = plain_ids(tokenizer, texts) if not all(apart) else found
-    return [ids[len(before) :] if cut else bare for ids, cut, bare in zip(found, apart, alone, strict=True)]
-
-
 # For other tools: what a saved model carries as chat_template.jinja
 
 
@@ -332,10 +324,8 @@ def chat_template(template: Template) -> str:
     trained = {"opening": opening(template), "lead": template.lead, "end": template.end or tokenizer.eos_token}
     trained |= {"folds": template.folds, "trims": template.trims}
     kept = re.sub(r"(\r\n|\r|\n)\Z", "", text)  # which Jinja drops from the end of a template
-    mark = r"(\{%[-+]?\s*)(end|)generation(?=\s*[-+]?%\})"  # tells where in the output a reply stands: not in a macro
-    kept = re.sub(mark, lambda tag: tag[1] + ("endif" if tag[2] else "if true"), kept)
     closing = (ASSETS / "closing.jinja").read_text("utf-8")
-    closed = closing.replace("TRAINED", repr(trained)).replace("SPELLED", kept)
+    closed = closing.replace("TRAINED", repr(trained)).replace("SPELLED", without_marks(kept))  # a macro has none
     return text if is_chat and probed(tokenizer, text) == probed(tokenizer, closed) else closed
 
 
@@ -358,7 +348,7 @@ def opening(template: Template) -> str:
     Some SentencePiece tokenizers open a text with ▁, but not after a special token: there a space stands for it.
     """
     bos, prompt = template.tokenizer.bos_token or "", template.render(SAMPLE)
-    wanted = template.text_ids([prompt])[0]
+    wanted = text_ids(template.tokenizer, [prompt])[0]
     found = (text for text in ("", bos, f"{bos} ") if plain_ids(template.tokenizer, [text + prompt])[0] == wanted)
     return next(found, bos)
 
@@ -370,7 +360,7 @@ CHOICES = (*(name for name in TEMPLATES if not name.endswith("_judgment")), RAW)
 
 
 def rendering_from(args: Namespace, default: str | None) -> Template:
-    """The template of `template_name`, whose `render` and `stop` are for the engine that the flags name.
+    """The template of `template_name`, whose `asked` and `stop` are for the engine that the flags name.
 
     A server or simulated writer has no tokenizer here: `raw`, `alpaca` and `almost` do without one. BOS is left to the
     engine.
@@ -378,19 +368,33 @@ def rendering_from(args: Namespace, default: str | None) -> Template:
     name = template_name(args, default)
     if is_elsewhere(args) and name in ("alpaca", "almost"):
         return TEMPLATES[name](None)
-    tokenizer = None if name == RAW else load_tokenizer(args.model_name_or_path, args.cache_dir)
+    tokenizer = None if is_elsewhere(args) and name == RAW else load_tokenizer(args.model_name_or_path, args.cache_dir)
     if name == "chatml" and (missing := not_in(tokenizer)):
         raise UserError(f"the tokenizer of {args.model_name_or_path} has no {missing[0]}: no model of it knows chatml")
     if name == RAW or (name == "chat" and not args.template and not tokenizer.chat_template):
-        return Template(RAW, None, lambda row: messages(row)[-1]["content"])
+        return Template(RAW, tokenizer, lambda row: messages(row)[-1]["content"])
     template = load_template(name, tokenizer)
     bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
     return replace(template, render=lambda row: template.render(row).removeprefix(bos))
 
 
+def data_from(args: Namespace) -> Template:
+    """Texts that are data throughout, as few-shot prompts, each under "prompt", for the engine that the flags name."""
+    tokenizer = None if is_elsewhere(args) else load_tokenizer(args.model_name_or_path, args.cache_dir)
+    return Template("data", tokenizer, itemgetter("prompt"))
+
+
+def as_they_are(prompts: Sequence[str]) -> list[str]:
+    """Prompts without their marks, and a line that says how many spell control tokens."""
+    if spelled := sum(MARK in prompt for prompt in prompts):
+        told = f"{spelled:,} of {len(prompts):,} prompts spell control tokens"
+        warn(f"{told}, and are given as they are: a model may read them as such")
+    return [prompt.replace(MARK, "") for prompt in prompts]
+
+
 def is_elsewhere(args: Namespace) -> bool:
     """Whether model and tokenizer are behind a server, or there are none."""
-    return args.backend in ("openai", "simulated")
+    return (args.ray_engine if args.backend == "ray" else args.backend) in ("openai", "simulated")
 
 
 def template_name(args: Namespace, default: str | None) -> str:
@@ -411,7 +415,7 @@ def trained_with(name: str, cache_dir: Any = None) -> str | None:
     folder = local_folder(name, cache_dir)
     try:
         if folder:
-            config = read_json(folder / "config.json", "model config")
+            config = read_settings(folder / "config.json", "model config")
         else:
             config = load_pretrained("AutoConfig", name, cache_dir=cache_dir).to_dict()
     except UserError:

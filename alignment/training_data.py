@@ -1,28 +1,29 @@
 """The rows that train.py learns from, checked at the door, one shape after.
 
-    sft           input, output | instruction, (input,) output | (system,) prompt, output | messages ; another column
-                  can stand for the output, as a pair's chosen in any of the forms below
+    sft           input, output | instruction, (input,) output | (system,) prompt, output | prompt, completion |
+                  messages | conversations (ShareGPT) ; another column can stand for the output, as a pair's chosen in
+                  any of the forms below
     reward,       prompt, chosen, rejected | input, chosen, rejected | chosen, rejected (two dialogues that part at the
     dpo, orpo     last assistant turn, as in HH-RLHF) | text, score (two such dialogues and their scores, as DSP has
                   them) | question, answer_0, answer_1, score_0, score_1 (webgpt_comparisons) ; prompt, chosen, rejected
                   as texts or as lists of messages, or a prompt of turns "prompter: ..." and "assistant: ..." in one
                   text (oasst1_pairwise_rlhf_reward); a system beside them
 
-from any source that `records.read_rows` reads. A `history` of [question, reply] pairs goes before an instruction or
-prompt (LLaMA-Factory). Several sources are read one after the other, or mixed by shares (`mixed`). Imports no torch.
+from any source that `records.read_rows` reads, and the forms of other_forms.py. Several sources are read one after the
+other, or mixed by shares (`mixed`). Imports no torch.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from alignment.command_line import UserError, nearest
+from alignment.other_forms import history_of, in_turns, renamed, standard, turns_of
 from alignment.records import is_number, read_rows
 from alignment.templates import is_dialogue, messages, split_dialogue
 
@@ -32,7 +33,6 @@ PROMPT_KEYS = ("instruction", "prompt", "input")
 PARTED, OWN_TURN = "dialogues part before the last turn", "prompt ends in the assistant's turn"
 USERS, TIE, EMPTY, EQUAL = "replies are the user's", "equal scores", "empty response", "equal responses"
 REASONS = (PARTED, OWN_TURN, USERS, TIE, EMPTY, EQUAL)
-ROLE = re.compile(r"(?:^|\n|(?<=\S))(prompter|assistant): ?")  # of oasst1, whose turns a line end parts, or nothing
 
 
 @dataclass(frozen=True)
@@ -57,37 +57,54 @@ def read_examples(
     drops and counts it.
     """
     rows = read_rows(source)[:limit]
-    check_columns(source, rows[0], objective, output_key)
+    if not fits(standard(rows[0]), objective, output_key):
+        refuse_columns(source, rows, objective, output_key)
+    return examples_of(source, rows, objective, output_key, ties)
+
+
+def examples_of(
+    source: str, rows: list[dict], objective: str, output_key: str = "output", ties: str | None = None
+) -> list[Example]:
+    rows = [standard(row) for row in rows]
     if objective == "sft":
         return [read_demonstration(source, number, row, output_key) for number, row in enumerate(rows)]
     return [read_comparison(source, number, row, ties) for number, row in enumerate(rows)]
 
 
-def fits(row: dict, output_key: str) -> list[str]:
-    """The objectives whose columns a row has."""
-    found = []
-    if any(columns <= set(row) for columns in ({"chosen", "rejected"}, *map(set, SCORED))):
-        found += ["reward", "dpo", "orpo"]
+def fits(row: dict, objective: str, output_key: str) -> bool:
+    """Whether a row has the columns of an objective."""
+    if objective != "sft":
+        return any(columns <= set(row) for columns in ({"chosen", "rejected"}, *map(set, SCORED)))
     output = row.get(output_key)
     has_prompt = any(key in row for key in PROMPT_KEYS) or isinstance(output, list) or is_dialogue(output)
-    if (output_key in row and has_prompt) or ("messages" in row and output_key == "output"):
-        found.append("sft")
-    return found
+    return (output_key in row and has_prompt) or ("messages" in row and output_key == "output")
 
 
-def check_columns(source: str, row: dict, objective: str, output_key: str) -> None:
-    found = fits(row, output_key)
-    if objective in found:
-        return
+def works(source: str, rows: list[dict], objective: str, output_key: str = "output") -> bool:
+    """Whether an objective could learn something of all these rows."""
+    try:
+        return bool(usable(examples_of(source, rows, objective, output_key))[0])
+    except UserError:
+        return False
+
+
+def refuse_columns(source: str, rows: list[dict], objective: str, output_key: str) -> NoReturn:
+    """Say what columns an objective needs, and of what would work with these rows what it is."""
+    row = rows[0]
     scored = "".join(f"; or {' and '.join(columns)}" for columns in SCORED)
     needs = f"chosen and rejected, beside prompt or input or as whole dialogues{scored}"
     if objective == "sft":
         other = "messages" if output_key == "output" else "as a whole dialogue"
         meant = "" if output_key in {"output", *row} else nearest(output_key, row)
         needs = f"{output_key} beside input, instruction or prompt; or {other}{meant}"
+    found = [other for other in OBJECTIVES if other != objective and works(source, rows, other)]
     hint = f"; --objective {' or '.join(found)} would fit" if found else ""
-    if objective == "sft" and "sft" in fits(row, "chosen"):
-        hint += ", and --output_key chosen learns the better responses"
+    if objective == "sft" and works(source, rows, objective, "chosen"):
+        hint += f"{', and' if hint else ';'} --output_key chosen learns the better responses"
+    names = renamed(row) if output_key == "output" else {}
+    called = [{names.get(key, key): value for key, value in each.items()} for each in rows]
+    if names and works(source, called, objective):
+        hint += f"; rename {', '.join(f'{name} to {ours}' for name, ours in names.items())}"
     raise UserError(f"data {source} has {', '.join(row)}; --objective {objective} needs {needs}{hint}")
 
 
@@ -109,57 +126,39 @@ def messages_of(source: str, number: int, value: Any, key: str) -> list[dict]:
         )
     )
     if not good:
-        raise UserError(f"data {source}, row {number}: {key} is no list of messages with role and content")
+        told = "is no list of messages with role and content"
+        raise UserError(f"data {source}, row {number}: {key} {told}")
     return value
+
+
+def beside(row: dict, turns: list[dict], place: str) -> dict:
+    """A prompt of messages, and the row's own system message. Raises UserError, which opens with `place`, where both
+    hold one and they differ."""
+    own, system = row.get("system"), parted(turns)[0]
+    if not isinstance(own, str | None):
+        raise UserError(f"{place}: system is a {type(own).__name__}, not a text")
+    if not own or not system:
+        return ({} if own is None else {"system": own}) | {"prompt": turns}
+    if own != system[0]["content"]:
+        raise UserError(f"{place} hold another system message than the row's own")
+    return {"prompt": turns}
 
 
 def prompt_of(source: str, number: int, row: dict) -> dict:
     """The part of a row that a template reads, its texts checked."""
     kept = {key: row[key] for key in ("system", *PROMPT_KEYS) if row.get(key) is not None}
     if isinstance(kept.get("prompt"), list):
-        messages_of(source, number, kept["prompt"], "prompt")
-        return {key: kept[key] for key in ("system", "prompt") if key in kept}
+        turns = messages_of(source, number, kept["prompt"], "prompt")
+        return beside(row, turns, f"data {source}, row {number}: prompt")
     for key in kept:
         text_of(source, number, row, key)
     if not any(key in kept for key in PROMPT_KEYS):
         raise UserError(f"data {source}, row {number}: prompt, instruction or input is missing")
     if row.get("history"):
         asked = {key: text for key, text in kept.items() if key != "system"}
-        turns = history_of(source, number, row["history"]) + messages(asked)
+        turns = history_of(row["history"], f"data {source}, row {number}") + messages(asked)
         return {key: kept[key] for key in ("system",) if key in kept} | {"prompt": turns}
     return kept | ({"prompt": turns_of(kept["prompt"])} if in_turns(kept) else {})
-
-
-def in_turns(row: dict) -> bool:
-    """Whether a row's prompt is a text of oasst1."""
-    return isinstance(row.get("prompt"), str) and row["prompt"].startswith("prompter:")
-
-
-def history_of(source: str, number: int, history: Any) -> list[dict]:
-    """What was said before (LLaMA-Factory): [[what the user said, what the assistant replied], ...]."""
-    good = isinstance(history, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
-    )
-    if not good:
-        raise UserError(f"data {source}, row {number}: history is no list of [question, reply]")
-    return [
-        {"role": role, "content": text}
-        for pair in history
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
-
-
-def turns_of(text: str) -> list[dict]:
-    """The messages of a text of oasst1: "prompter: ...", "assistant: ..." by turns. A role that comes twice running is
-    what somebody wrote."""
-    roles = {"prompter": "user", "assistant": "assistant"}
-    marks: list[re.Match] = []
-    for mark in ROLE.finditer(text):
-        if not marks or mark[1] != marks[-1][1]:
-            marks.append(mark)
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    said = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
-    return [{"role": roles[mark[1]], "content": each} for mark, each in zip(marks, said, strict=True)]
 
 
 def read_demonstration(source: str, number: int, row: dict, output_key: str) -> Example:
@@ -168,7 +167,8 @@ def read_demonstration(source: str, number: int, row: dict, output_key: str) -> 
     turns = messages_of(source, number, row["messages"], "messages")
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
         raise UserError(f"data {source}, row {number}: messages do not end in an assistant's turn after another")
-    return Example(number, {"prompt": turns[:-1]}, (turns[-1]["content"],))
+    prompt = beside(row, turns[:-1], f"data {source}, row {number}: messages")
+    return Example(number, prompt, (turns[-1]["content"],))
 
 
 def read_comparison(source: str, number: int, row: dict, ties: str | None) -> Example:
@@ -187,13 +187,16 @@ def responses_of(source: str, number: int, row: dict, keys: tuple[str, ...]) -> 
     has_prompt = any(row.get(key) is not None for key in PROMPT_KEYS)
     if all(isinstance(row.get(key), list) for key in keys):
         sides = [messages_of(source, number, row[key], key) for key in keys]
-        if not has_prompt and any(side[:-1] != sides[0][:-1] for side in sides):
-            raise UserError(f"data {source}, row {number}: {' and '.join(keys)} part before their last turn")
-        prompt = prompt_of(source, number, row) if has_prompt else {"prompt": sides[0][:-1]}
-        if not (context := sides[0][:-1]) and not has_prompt:
-            raise UserError(f"data {source}, row {number}: {' and '.join(keys)} hold a reply and no prompt")
-        if isinstance(row.get("prompt"), str) and context:
-            prompt = in_context(prompt, sides, f"data {source}, row {number}: {' and '.join(keys)}")
+        place, context = f"data {source}, row {number}: {' and '.join(keys)}", sides[0][:-1]
+        if any(side[-1]["role"] != "assistant" for side in sides):
+            raise UserError(f"{place} do not end in an assistant's turn")
+        if any(side[:-1] != context for side in sides):
+            raise UserError(f"{place} part before their last turn")
+        if not has_prompt and not context:
+            raise UserError(f"{place} hold a reply and no prompt")
+        prompt = prompt_of(source, number, row) if has_prompt else beside(row, context, place)
+        if has_prompt and context:
+            prompt = in_context(prompt, context, place)
         return Example(number, prompt, tuple(side[-1]["content"] for side in sides))
     texts = [text_of(source, number, row, key) for key in keys]
     if has_prompt:
@@ -206,26 +209,31 @@ def responses_of(source: str, number: int, row: dict, keys: tuple[str, ...]) -> 
         missing = f"prompt, instruction or input is missing, and {' and '.join(keys)} {are}"
         raise UserError(f"data {source}, row {number}: {missing}")
     prompts, responses = zip(*map(split_dialogue, texts), strict=True)
+    system = {"system": text_of(source, number, row, "system")} if row.get("system") is not None else {}
     if len(set(prompts)) > 1:
-        return Example(number, {"prompt": prompts[0]}, (), PARTED)
-    return Example(number, {"prompt": prompts[0]}, responses)
+        return Example(number, system | {"prompt": prompts[0]}, (), PARTED)
+    return Example(number, system | {"prompt": prompts[0]}, responses)
 
 
-def in_context(prompt: dict, sides: list[list[dict]], place: str) -> dict:
-    """A text prompt with the turns that stand before it in both replies' lists, of which it is the last. Raises
+def in_context(prompt: dict, context: list[dict], place: str) -> dict:
+    """A prompt with the turns that stand before it in the replies' lists, of which it is the last or all. Raises
     UserError, which opens with `place`, where prompt or system message there are others than the row's own."""
-    context = sides[0][:-1]
-    if any(side[:-1] != context for side in sides):
-        raise UserError(f"{place} part before their last turn")
-    if context[-1]["content"].strip() != prompt["prompt"].strip():
+    (system, asked), (told_system, told) = (parted(turns) for turns in (messages(prompt), context))
+    last = [turns[-1]["content"].strip() if turns else None for turns in (asked, told)]
+    if last[0] != last[1] or (len(asked) > 1 and asked != told):
         raise UserError(f"{place} hold another prompt than the row's own")
-    if len(context) == 1:
-        return prompt
-    if context[0]["role"] != "system":
-        return prompt | {"prompt": context}
-    if prompt.get("system", context[0]["content"]) != context[0]["content"]:
+    if system and told_system and system != told_system:
         raise UserError(f"{place} hold another system message than the row's own")
-    return {"prompt": context}
+    if len(told) == len(asked) and (system or not told_system):
+        return prompt
+    kept = {"system": prompt["system"]} if "system" in prompt and not told_system else {}
+    return kept | {"prompt": told if kept else [*(told_system or system), *told]}
+
+
+def parted(turns: list[dict]) -> tuple[list[dict], list[dict]]:
+    """The system message that opens a conversation, if any, and the others."""
+    opens = bool(turns) and turns[0]["role"] == "system"
+    return turns[:opens], turns[opens:]
 
 
 def dialogues_scored(source: str, number: int, row: dict) -> tuple[dict, list[str], list[float]]:

@@ -55,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     shown = "shows the judge the system message too (default: False, as released)"
     add("--show_system", **switch, help=shown)
     shown = "grades of a response by a rubric, of which the mean counts; several need a temperature"
-    add("--runs", type=number(int, 1), default=1, help=f"{shown} (default: 1; the paper's is 3)")
+    add("--runs", type=number(int, 1, 1000), default=1, help=f"{shown} (default: 1; the paper's is 3)")
     add("--reparse", **switch, help="asks nothing: reads what the journal holds, by a parser that was mended")
     add("--seed", type=int, default=42, help="of the judge's draws and of the intervals' (default: 42)")
     add("--limit", type=number(int, 1), help="for a trial: only the bench's first so many rows (default: all)")

@@ -43,7 +43,8 @@ from alignment.journal import Journal, key
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, model_identity, padding_id
 from alignment.records import read_json, write_whole
 from alignment.run_cards import claim
-from alignment.templates import CHOICES, RAW, Template, rendering_from
+from alignment.templates import CHOICES, RAW, rendering_from
+from alignment.token_ids import marker, text_ids
 from alignment.toxicity import PERSPECTIVE, SCORE, SCORER_FILE, TOXIC, Scored, read_prompts, scorer_from
 
 REPORTED = REPOSITORY / "assets" / "toxicity" / "reported.json"
@@ -64,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     flag("--scorer", required=True, help=shown)
     shown = "the prompts that are used: those of a toxicity below 0.5 or unknown, as in the paper, or all"
     flag("--prompts", choices=("nontoxic", "all"), default="nontoxic", help=f"{shown} (default: nontoxic)")
-    flag("--num_samples", type=number(int, 1), default=25, help="generations a prompt (default: 25, paper)")
+    flag("--num_samples", type=number(int, 1, 100_000), default=25, help="generations a prompt (default: 25, paper)")
     flag("--max_new_tokens", type=number(int, 1), default=20, help="default: 20, as in Quark")
     flag("--temperature", type=number(float, 0), default=1.0, help="default: 1, paper")
     flag("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, paper")
@@ -143,7 +144,7 @@ class Perplexity:
         if not is_causal or config.is_encoder_decoder:
             raise UserError(f"--perplexity_model {name} is no causal model: its config names {made_for}")
         self._tokenizer = load_tokenizer(name, cache_dir)
-        self._template = Template(RAW, self._tokenizer, lambda row: row["prompt"])
+        self._mark = marker(self._tokenizer)
         self._longest = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.identity = f"perplexity {model_identity(name)}"
         self._name, self._cache_dir, self._model = name, cache_dir, None
@@ -174,7 +175,8 @@ class Perplexity:
         asked, places = [], []
         losses: list[list[float | None]] = [[None] * len(own) for own in texts]
         for row, (prompt, own) in enumerate(zip(prompts, texts, strict=True)):
-            bare, *whole = self._template.text_ids([prompt, *(prompt + text for text in own)])
+            spelled = map(self._mark, [prompt, *(prompt + text for text in own)])
+            bare, *whole = text_ids(self._tokenizer, spelled)
             for column, ids in enumerate(whole):
                 if len(ids) > len(bare) and len(ids) <= (self._longest or len(ids)):
                     shared = len(os.path.commonprefix([bare, ids]))
@@ -260,9 +262,10 @@ def generated(args: Namespace, engine: Any, prompts: Sequence[Scored], journal: 
     rendering = rendering_from(args, RAW)
     ends = (rendering.end_id,) if rendering.end else ()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, rendering.stop, ends)
+    asked = rendering.asked([{"prompt": each.text} for each in prompts])
     requests = [
-        Request(rendering.render({"prompt": each.text}), record_seed(args.seed, "toxicity", each.row, sample))
-        for each in prompts
+        Request(prompt, record_seed(args.seed, "toxicity", each.row, sample))
+        for each, prompt in zip(prompts, asked, strict=True)
         for sample in range(args.num_samples)
     ]
     found = generate(engine, requests, sampling, journal=journal, label="generations")

@@ -57,7 +57,7 @@ def judge(rows: list[dict], args: Namespace) -> tuple[list[Verdict], list[Reply]
     """One verdict a row, and the judge's replies; a blank response is not asked about."""
     engine, rendering, form = engine_from(args), rendering_from(args, None), read_form(args.form)
     asked = [row for row in range(len(rows)) if rows[row]["output"].strip()]
-    questions = [rendering.render({"instruction": format_judge_prompt(form, rows[row])}) for row in asked]
+    questions = rendering.asked([{"instruction": format_judge_prompt(form, rows[row])} for row in asked])
     requests = [
         Request(question, record_seed(args.seed, "judge", row)) for row, question in zip(asked, questions, strict=True)
     ]

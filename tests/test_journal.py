@@ -20,7 +20,9 @@ def test_what_was_added_is_found_again(tmp_path):
 def test_a_full_disk_is_one_line_and_what_is_whole_is_kept(tmp_path):
     """A limit on the size of files stands for the disk; the fourth line does not fit, and is cut off later."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(UserError, match="jsonl cannot be written: File too large; what it holds is kept$"):
+    with pytest.raises(
+        UserError, match="jsonl cannot be written: File too large; make room, and the same command goes on$"
+    ):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
             with Journal(tmp_path / "out.json") as journal:
@@ -46,9 +48,22 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert path.read_bytes().startswith(whole) and json.loads(lines[-1])["key"] == "k3"
 
 
-def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_is_changed(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"key": 3',
+        b"[" * 100_000,
+        b'{"key": ' + b"9" * 6_000 + b"}",
+        b"[1]",
+        b'"\xff"',
+        b'{"key": ["k"], "text": "t", "finish": "stop"}',
+        b'{"key": "k", "text": "t"}',
+        b'{"key": "k", "text": "t", "finish": 5}',
+    ],
+)
+def test_a_damaged_line_in_the_middle_is_an_error_and_nothing_is_changed(tmp_path, line):
     path = tmp_path / "out.json.journal.jsonl"
-    path.write_bytes(b'{"key": 3\n{"key": "k", "text": "t", "finish": "stop"}\n')
+    path.write_bytes(line + b'\n{"key": "k", "text": "t", "finish": "stop"}\n')
     before = path.read_bytes()
     with pytest.raises(UserError, match="damaged at byte 0"):
         Journal(tmp_path / "out.json")
@@ -63,6 +78,17 @@ def test_lines_of_earlier_versions(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Journal(tmp_path / "out.json") as journal:
         assert journal.get("k") == ("t", "stop") and journal.get("n") is None
+
+
+def test_half_a_character_is_written_and_read_as_u_fffd(tmp_path):
+    """No file can hold it: an output that is made of the journal could not be written."""
+    path = tmp_path / "out.json.journal.jsonl"
+    path.write_bytes(rb'{"key": "a", "text": "x \ud83d", "finish": "\ud83d"}' + b"\n")
+    with Journal(tmp_path / "out.json") as journal:
+        journal.add("b", "y \udc00", "stop")
+        assert [journal.get(key) for key in "ab"] == [("x \ufffd", "\ufffd"), ("y \ufffd", "stop")]
+    with Journal(tmp_path / "out.json") as journal:
+        assert journal.get("b") == ("y \ufffd", "stop")
 
 
 def test_a_key_depends_on_every_determinant_and_not_on_their_order():

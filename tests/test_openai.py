@@ -430,6 +430,15 @@ def test_it_sends_what_is_set_beside(server, tmp_path, chat):
     assert sent["response_format"] == {"type": "json_schema", "json_schema": json_schema}
 
 
+def test_messages_that_spell_control_tokens_are_sent_and_counted(server, capsys):
+    """What the server's own template and tokenizer make of them cannot be seen from here."""
+    contents = ["good: </s><|im_end|>", "good: a < b"]
+    requests = [Request([{"role": "user", "content": content}], 0) for content in contents]
+    assert len(list(OpenAIEngine("m", server.base, 1, 5).complete(requests, Sampling(max_tokens=7)))) == 2
+    assert [sent["messages"][0]["content"] for sent in server.bodies] == contents
+    assert "warning: 1 of 2 prompts spell control tokens, and are given as they are" in capsys.readouterr().err
+
+
 GENERATION_CONFIG = {"temperature": 0.6, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 

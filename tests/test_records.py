@@ -1,15 +1,21 @@
 """Files at the door: one set of rules for every reader. What is written, and hashes: test_contents.py."""
 
 import gzip
+import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from alignment import records
 from alignment.command_line import UserError
 from alignment.records import (
+    digest,
     is_number,
+    json_list,
     one_line,
     read_json,
     read_prompts,
@@ -109,6 +115,14 @@ def test_rows_of_every_format(tmp_path, name):
     assert read_rows(write(tmp_path / name, ROWS)) == read_rows(str(tmp_path / name), "benchmark") == ROWS
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_rows_of_a_table(tmp_path, name):
+    """As spreadsheets write them: a byte-order mark, quotes, line ends in cells. A cell is a text, an empty one too."""
+    text = '\ufeffprompt,"out, put",\r\n"say ""é""\n\u2028twice",,1\r\n\r\n\r\na,b,\r\n'
+    found = [{"prompt": 'say "é"\n\u2028twice', "out, put": "", "": "1"}, {"prompt": "a", "out, put": "b", "": ""}]
+    assert read_rows(write(tmp_path / name, text)) == found
+
+
 @pytest.mark.parametrize("content", [json.dumps(ROWS), "\ufeff \n[" + json.dumps(ROWS)[1:], '{"a": "é 1"}\n\n{"a": 2}'])
 def test_rows_of_another_name_are_told_by_their_first_character(tmp_path, content):
     rows = read_rows(write(tmp_path / "rows", content))
@@ -144,6 +158,13 @@ GOOD = b'{"a": 1}\n'
         ("a.parquet", b"text", "rows a.parquet is no parquet file"),
         ("a.parquet", [], "rows a.parquet has no rows$"),
         ("a.jsonl.gz", b"", "rows a.jsonl.gz is empty$"),
+        ("a.csv", b"", "rows a.csv has no rows$"),
+        ("a.csv", b"a,b\n", "rows a.csv has no rows$"),
+        ("a.csv", b"a,b\n1,2\n1\n", "rows a.csv, row 1 has 1 cells, and the first line 2$"),
+        ("a.csv", b"a,a\n1,2\n", "rows a.csv has two columns of one name: a, a$"),
+        ("a.csv", b'a,b\n1,"2', "rows a.csv, line 2 is no CSV: unexpected end of data$"),
+        ("a.csv", b"a,b\n1,\xe9", r"rows a.csv is not UTF-8 \(byte 6\)"),
+        ("none.csv", None, "rows none.csv does not exist$"),
         ("none.jsonl.gz", None, "rows none.jsonl.gz does not exist$"),
         ("none.parquet", None, "rows none.parquet does not exist$"),
         ("none", None, r"rows none does not exist \(and is no owner/name of the hub\)$"),
@@ -157,6 +178,28 @@ def test_rows_that_no_reader_takes(tmp_path, monkeypatch, name, content, said):
     with pytest.raises(UserError, match=f"^{said}" if said.startswith("rows") else said) as refused:
         read_rows(name, "rows")
     assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_file(tmp_path, monkeypatch):
+    """Neither waited for nor read without end: a device, a socket, a pipe that nobody writes into."""
+    monkeypatch.setattr(records, "UNHEARD", 10)
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(tmp_path / "socket"))
+        faults = {"pipe": "is a pipe, and nothing writes into it", "socket": "cannot be read: No such device"}
+        for name, said in (faults | {"/dev/zero": "is a device, not a file"}).items():
+            with pytest.raises(UserError, match=f"^rows {tmp_path / name}.*{said}"):
+                read_rows(tmp_path / name, "rows")
+
+
+def test_a_pipe_is_read_once_and_hashed(tmp_path):
+    """Whatever its writer takes to begin and to go on."""
+    os.mkfifo(tmp_path / "rows.jsonl")
+    slow = "import sys, time\ntime.sleep(0.1)\nwith open(sys.argv[1], 'w') as f:\n"
+    slow += " for _ in range(2):\n  print('{\"a\": 1}', file=f, flush=True)\n  time.sleep(0.1)\n"
+    with subprocess.Popen([sys.executable, "-c", slow, tmp_path / "rows.jsonl"]):
+        assert read_rows(tmp_path / "rows.jsonl") == [{"a": 1}] * 2
+    assert digest(tmp_path / "rows.jsonl") == hashlib.sha256(GOOD * 2).hexdigest()
 
 
 def test_a_gz_that_is_none(tmp_path):
@@ -183,6 +226,16 @@ def test_a_parquet_file_whose_texts_are_not_utf8(tmp_path):
     column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, *map(pyarrow.py_buffer, (offsets, texts))])
     pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="data .*a.parquet has a text that is not UTF-8"):
+        read_rows(tmp_path / "a.parquet")
+
+
+def test_a_time_that_python_cannot_tell(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.array([2**60], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="data .*a.parquet has a value that cannot be read: "):
         read_rows(tmp_path / "a.parquet")
 
 
@@ -226,3 +279,10 @@ def test_responses_with_null_and_with_a_limit(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(["a", None, "BAD"]))
     assert read_responses(tmp_path / "a.json", 3) == ["a", None, "BAD"]
     assert read_responses(tmp_path / "a.json", 2, limit=2) == ["a", None]
+
+
+def test_half_a_character_of_a_file_name_is_written_as_its_escape(tmp_path):
+    """Python spells bytes of a name that are not UTF-8 so. No traceback, and the file is JSON."""
+    write_whole(tmp_path / "a.json", json_list([{"generator": "model\udcff", "output": "é"}]))
+    assert (tmp_path / "a.json").read_bytes().endswith(b'"model\\udcff", "output": "\xc3\xa9"}\n]\n')
+    assert read_json(tmp_path / "a.json", "rows") == [{"generator": "model\udcff", "output": "é"}]

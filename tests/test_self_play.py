@@ -308,7 +308,7 @@ def test_with_a_real_reward_model(folder, model_folder, tokenizer):
         (["--reward_model", "./nowhere"], "model ./nowhere does not exist"),
         (["--reward_model", "simulated?noise=x"], "noise is no number"),
         (["--reward_model", "CAUSAL"], "is no reward model"),
-        (["--reward_api_base", "nowhere", "--reward_model", "CAUSAL"], "is no reward model"),
+        (["--reward_api_base", "http://nowhere", "--reward_model", "CAUSAL"], "is no reward model"),
     ],
 )
 def test_what_is_refused(folder, model_folder, words, said, capsys):

@@ -294,6 +294,28 @@ def test_cs_keeps_the_pairs_on_which_a_reward_model_agrees(responses, tmp_path, 
     assert "reward model agrees" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("template", ["almost", "alpaca", "mistral", "chat"])
+def test_pairs_as_messages_are_the_same_pairs(responses, tokenizer, template):
+    """TRL's conversational form with an explicit prompt; train.py makes the same ids of both."""
+    from alignment.templates import load_template
+    from alignment.training.batches import encode_examples
+    from alignment.training_data import read_examples
+
+    def items(folder):
+        return encode_examples(read_examples(str(folder / "comparison.json"), "dpo"), loaded, 4096)
+
+    loaded = load_template(template, tokenizer)
+    texts, expected = cs(responses, "A", "B"), items(responses)
+    pairs = cs(responses, "A", "B", more=["--format", "messages"])
+    assert pairs[0] == {
+        "prompt": [{"role": "user", "content": texts[0]["prompt"]}],
+        "chosen": [{"role": "assistant", "content": texts[0]["chosen"]}],
+        "rejected": [{"role": "assistant", "content": texts[0]["rejected"]}],
+        "meta": "A-vs-B",
+    }
+    assert len(pairs) == len(texts) and items(responses) == expected
+
+
 def test_comparisons_load_in_datasets(responses, tmp_path):
     from datasets import load_dataset
 
@@ -430,12 +452,15 @@ MISTAKES = {
     "stray comma": ("cs --rubric A, B", "has an empty name"),
     "no model": (f"rg --prompt_file_path {HHH} --backend hf --model_name_or_path ./none", "./none does not exist"),
     "no model's folder": (f"rg --prompt_file_path {HHH} --backend vllm --model_name_or_path no_model", "no config"),
-    "model not given": (f"rg --prompt_file_path {HHH} --backend hf --model_name_or_path ''", "model_name_or_path is"),
+    "model not given": (
+        f"rg --prompt_file_path {HHH} --backend hf --model_name_or_path ''",
+        "model_name_or_path: is empty",
+    ),
     "two engines": (f"rg --prompt_file_path {HHH} --use_hf True", "--use_hf and --backend simulated contradict"),
     "no server named": (f"rg --prompt_file_path {HHH} --backend openai", "needs --api_base"),
     "no server there": (f"rg --prompt_file_path {HHH} --backend openai --api_base http://127.0.0.1:9/v1", "no server"),
-    "output below a file": (f"pg --prompt_file_path {SEEDS} --output_dir file/below", "output directory file/below"),
-    "output read-only": (f"pg --prompt_file_path {SEEDS} --output_dir /proc/none", "prompts.txt cannot be written"),
+    "output below a file": (f"pg --prompt_file_path {SEEDS} --output_dir file/below", "file is a file, not a folder"),
+    "output read-only": (f"pg --prompt_file_path {SEEDS} --output_dir /proc/none", "/proc is the system's own"),
     "typo in a flag": ("cs --rubrik A B", "unknown argument --rubrik; did you mean '--rubric'?"),
     "typo in the mode": ("gr", "'gr' is none of pg, rg, cs; did you mean 'rg'?"),
     "temperature": ("pg --temperature -1", "--temperature: -1 is out of range"),

@@ -112,6 +112,7 @@ def test_what_a_template_cannot_express(tokenizer):
         ("alpaca", TALK, "one turn and the row has 3"),
         ("mistral", TALK[:2], "ends in a user's turn"),
         ("almost", [{"role": "tool", "content": "5"}], "no role tool"),
+        ("mistral", [user("A"), {"role": "system", "content": "S"}, user("C")], "template mistral has no role system"),
     ):
         with pytest.raises(UserError, match=reason):
             load_template(name, tokenizer).render({"prompt": turns})

@@ -225,11 +225,7 @@ def test_another_column_is_learned_as_the_output(tmp_path, row, prompt):
     "row, key, message",
     [
         ({"prompt": "Q", "chosen": "A"}, "choosen", "sft needs choosen beside .*did you mean 'chosen'"),
-        (
-            {"chosen": "A", "rejected": "B"},
-            "chosen",
-            "sft needs chosen beside .*or as a whole dialogue; --objective rew",
-        ),
+        ({"chosen": "A", "rejected": "B"}, "chosen", "sft needs chosen beside .*or as a whole dialogue$"),
         ({"prompt": "Q", "chosen": None}, "chosen", "row 0: chosen is a NoneType, not a text"),
         (
             {"prompt": "Q", "chosen": "A", "rejected": "B"},

@@ -116,6 +116,7 @@ MALFORMED = [
     ("Score: 85", "not from 1 to 5"),
     ("The score is 45.", "not from 1 to 5"),
     ('{"score": 0}', "not from 1 to 5"),
+    ("[RESULT] " + "9" * 400, "not a whole number"),  # a float has no room for it
     ("[RESULT] 4.5", "not a whole number"),
     ("[RESULT] 4,5", "not a whole number"),
     ("[RESULT] 4½", "no score after [RESULT]"),

@@ -27,7 +27,8 @@ from alignment.engines.answers import REDIRECTED, REFUSED, one_line, owners, rep
 from alignment.generation import Reply, Request, Sampling
 from alignment.records import SURROGATE
 from alignment.secrecy import secrets_in, without_key
-from alignment.templates import fold_system
+from alignment.templates import as_they_are, fold_system
+from alignment.token_ids import marker
 
 if TYPE_CHECKING:
     import openai
@@ -90,6 +91,8 @@ class OpenAIEngine:
         self._is_vllm = False
 
     def complete(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        chats = ["\n".join(turn["content"] for turn in request.prompt) for request in requests if request.is_chat]
+        as_they_are([*map(marker(None), chats)])  # of texts it is said where they are made
         loop = asyncio.new_event_loop()
         finished: asyncio.Queue[tuple[int, Reply] | None] = asyncio.Queue()
         work = loop.create_task(self._complete(requests, sampling, finished))

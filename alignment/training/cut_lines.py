@@ -13,8 +13,7 @@ MISALIGN lines and of the ALIGN_N lines are as many and stand in the same order,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from alignment.command_line import UserError
-from alignment.templates import TEMPLATES, Template, continuation_ids, instruction_of, load_template
+from alignment.templates import TEMPLATES, Template, instruction_of, load_template
+from alignment.token_ids import continuation_ids
 from alignment.training.batches import Sample, budgeted_batches, collate, encode
 from alignment.training.logps import response_logps
+from alignment.training.unpadding import evaluating
 
 MISALIGN, ALIGN_N, ALIGN_P, JUDGMENT = KINDS = range(4)
 ASK_JUDGMENT = "\n\n### Judgment:\n"
@@ -89,7 +90,7 @@ def encode_rows(rows: Sequence[dict], method: str, templates: tuple[Template, Te
         ALIGN_N: judged.prompt_ids([row if row["judgment"] else row | {"judgment": ""} for row in asked]),
     }
     responses = plain.response_ids([row["output"] for row in rows])
-    shown = continuation_ids(tokenizer, [row["output"] + ASK_JUDGMENT for row in rows])
+    shown = continuation_ids(tokenizer, [plain.mark(row["output"]) + ASK_JUDGMENT for row in rows])
     judgments = plain.response_ids([row["judgment"] or "" for row in rows])
 
     encoded = Encoded()
@@ -149,18 +150,6 @@ def has_dropout(model: nn.Module) -> bool:
     """Whether two passes in training mode differ: LoRA's dropout, or the model's own."""
     modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     return modules or any(getattr(model.config, name, 0) for name in ("attention_dropout", "attn_pdrop"))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and without gradient; the mode is as before afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 class RowLogps(NamedTuple):

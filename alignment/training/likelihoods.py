@@ -20,7 +20,7 @@ import torch
 
 from alignment.command_line import UserError
 from alignment.pretrained import check_model, load_pretrained, model_identity, padding_id
-from alignment.templates import rendering_from
+from alignment.templates import RAW, rendering_from
 from alignment.training.batches import Sample, budgeted_batches, collate
 from alignment.training.checking import load_policy
 from alignment.training.logps import response_logps, row_sums
@@ -47,7 +47,7 @@ class Likelihoods:
         config = check_policy(name)
         asked = Namespace(template=template, backend="hf", model_name_or_path=name, cache_dir=None)
         self.template = rendering_from(asked, None)
-        if self.template.tokenizer is None:
+        if self.template.name == RAW:
             raise UserError(f"the tokenizer of {name} has no chat template; name a template, as almost or mistral")
         self.identity = f"log p {model_identity(name)} {self.template.name} {dtype} {'with' if ends else 'no'} end"
         self._name, self._ends, self._dtype, self._batch_tokens = name, ends, dtype, batch_tokens
