@@ -9,7 +9,8 @@ alignment/judging/judgments.py, from .json, .jsonl, .parquet or the hub. Writes 
 tokenizer and base card, or with --full_finetuning a whole checkpoint; checkpoints, history.jsonl and history.png; and
 beside it a run card.
 
---method trains one of the paper's baselines on the same rows instead. docs/cut.md numbers every detail.
+--method trains one of the paper's baselines on the same rows instead, --control the same with judgments that say
+nothing of their row. docs/cut.md numbers every detail.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pathlib import Path
 
 from alignment.adapters import add_lora, quantisation, quantised, write_base_card
 from alignment.command_line import ArgumentParser, UserError, boolean, is_first, number, run, say, table
-from alignment.judging.judgments import downsampled, read_judgments
+from alignment.judging.judgments import BARE, CONTROLS, controlled, downsampled, read_judgments
+from alignment.model_cards import write_card
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import checkpoint_to_resume, claim
 from alignment.training import let_memory_grow
@@ -47,6 +49,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
     add = parser.add_argument_group("loss").add_argument
     add("--method", choices=METHODS, default="cut", help="cut (default) or a baseline; mle: satisfactory rows alone")
+    shown = f"flawed rows learn with another's judgment (shuffled) or with {BARE!r} (bare); default: their own"
+    add("--control", choices=CONTROLS, help=shown)
     add("--threshold", type=positive, default=1.1, help="lambda of eq. 5 (default: 1.1, released; paper: 1.1, 1.2)")
     add("--weight_unlike", "--alpha", type=from_0, default=1.0, help="alpha of eq. 6 (default: 1; offline 0.5)")
     add("--gamma", type=from_0, default=1.0, help="gamma of eq. 6; 0 is released (default: 1; the paper: 0.25 to 2)")
@@ -92,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--lora_target_modules",
         nargs="+",
         default=mlp,
-        help="'a b' or '[a, b]' (default: the three of the MLP, released)",
+        help="'a b' or '[a, b]' or all-linear (default: the three of the MLP, released)",
     )
     add("--full_finetuning", **flag, help="train all weights instead of LoRA")
     add("--load_in_8bit", **flag, help="quantise the base with bitsandbytes, as released")
@@ -180,6 +184,8 @@ def check_arguments(args: Namespace) -> None:
         raise UserError(f"--full_finetuning and --load_in_{quantised(args)} contradict each other")
     if args.method != "cut" and (args.legacy_loss or args.calibrate_threshold):
         raise UserError(f"--legacy_loss and --calibrate_threshold belong to --method cut, not {args.method}")
+    if args.control and args.method == "mle":
+        raise UserError(f"--control {args.control} is for methods that learn from judgments, and --method mle does not")
     check_model(args.base_model)
 
 
@@ -288,9 +294,13 @@ def train_and_save(args: Namespace, held, resume: Path | None) -> None:
     read = [row | {"row": number} for number, row in enumerate(read_judgments(args.data_path)[: args.limit])]
     check_kinds(read, args)
     rows, eval_rows = held_out(downsampled(read, args.downsample, args.seed), args.val_set_size, args.seed)
+    if args.control:
+        rows = controlled(rows, args.control, args.seed)
     tokenizer = load_tokenizer(args.base_model)
     templates = load_templates(args.prompt_template_name, tokenizer)
     encoded, eval_encoded = (encode_rows(part, args.method, templates, args.cutoff_len) for part in (rows, eval_rows))
+    texts = [[row[name] for name in ("instruction", "input", "output", "judgment")] for row in rows]
+    templates[1].say_spelled(args.data_path, texts)
     describe_cuts(encoded, rows, args.cutoff_len)
 
     model = load_model(args)
@@ -310,19 +320,24 @@ def train_and_save(args: Namespace, held, resume: Path | None) -> None:
         "trainable weights": trainable,
     }
     del model  # so that it can go before a fresh process looks at what was saved
-    say(table([(f"{args.data_path}, --method {args.method}", ""), *counts.items()]))
+    method = f"{args.method}, --control {args.control}" if args.control else args.method
+    say(table([(f"{args.data_path}, --method {method}", ""), *counts.items()]))
     describe_warmup(args.warmup_steps, steps, args.learning_rate)
 
     held.begin_training()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
-    def base_card(folder: Path) -> None:
+    last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
+
+    def cards(folder: Path) -> None:
         if not args.full_finetuning:
             write_base_card(folder, args.base_model, quantised(args))
+        told = "A policy, trained on written judgments of its responses"
+        numbers = counts | {"threshold": threshold, "last step": last}
+        write_card(folder, held, what=f"{told} ({method})", template=args.prompt_template_name, numbers=numbers)
 
-    verdict = save_trained(trainer, args.output_dir, templates[0], kind="logps", also=base_card)
+    verdict = save_trained(trainer, args.output_dir, templates[0], kind="logps", also=cards)
     if is_first():
-        last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
         held.finish(counts | {"threshold": threshold, "last step": last, "check": verdict})
     what = "checkpoint" if args.full_finetuning else "adapter"
     say(f"{args.output_dir}: {what} saved, and loaded again by a fresh process that found it the same")

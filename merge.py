@@ -17,6 +17,7 @@ from pathlib import Path
 
 from alignment.adapters import check_base, quantisation, with_adapter
 from alignment.command_line import ArgumentParser, UserError, run
+from alignment.model_cards import write_card
 from alignment.pretrained import check_model, fit_embeddings, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import Run, claim
 from alignment.templates import trained_with
@@ -87,7 +88,7 @@ def merge(base: str, adapter: Path, tokenizer, device: str, quantised: str | Non
     return merged.merge_and_unload(safe_merge=True), wanted
 
 
-def save(models: list, tokenizer, args: Namespace) -> dict:
+def save(models: list, tokenizer, args: Namespace, held: Run, numbers: dict) -> dict:
     """Write the one model of `models`, which is taken out once it is written, and have a fresh process load it."""
     from alignment.training.batches import Sample
     from alignment.training.logps import speak_logps
@@ -112,7 +113,10 @@ def save(models: list, tokenizer, args: Namespace) -> dict:
         ends = args.peft_model_path / "generation_config.json"  # what ends a reply, as it was trained
         if ends.is_file():
             shutil.copy(ends, folder)
+        what = "A policy: a base with an adapter merged into it"
+        write_card(folder, held, what=what, template=template, numbers=numbers)
 
+    template = getattr(models[0].config, "prompt_template", None)
     return save_checked(args.output_dir, write, check, models.clear)
 
 
@@ -141,8 +145,8 @@ def main(args: Namespace) -> None:
             )
         models = [model]
         del model
-        verdict = save(models, tokenizer, args)
-        held.finish({"relative_error": error, "precision": precision, "check": verdict})
+        numbers = {"relative_error": error, "precision": precision}
+        held.finish(numbers | {"check": save(models, tokenizer, args, held, numbers)})
     print(f"{args.output_dir}: {precision}, logits within {error:.1e} of base + adapter (limit {tolerance:.0e})")
 
 

@@ -58,7 +58,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--preference_tree", type=Path, default=preferences.TREE, metavar="FILE", help=shown)
     add("--model_name_or_path", metavar="MODEL", help="who writes: a folder or hub name; for ds, import, report none")
-    add("--num_sets", type=positive, default=3, help="pa: preference sets of an instruction (default: 3, as the paper)")
+    shown = "pa: preference sets of an instruction (default: 3, as the paper)"
+    add("--num_sets", type=number(int, 1, 100_000), default=3, help=shown)
     shown = "rb: rows that get rubrics; ds needs those of the bench (default: bench, as the paper)"
     add("--rubrics_for", choices=("bench", "all"), default="bench", help=shown)
     shown = "requests for a usable reply at most, the first included (default: 4)"

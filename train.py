@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.adapters import ALL_LINEAR, add_lora, quantisation, quantised, write_base_card
-from alignment.command_line import ArgumentParser, UserError, boolean, is_first, nearest, number, run, say
-from alignment.pretrained import check_model, contents, fit_embeddings, load_pretrained, training_tokenizer
+from alignment.command_line import ArgumentParser, UserError, boolean, is_first, number, run, say
+from alignment.model_cards import write_card
+from alignment.pretrained import check_model, contents, first_line, fit_embeddings, load_pretrained, training_tokenizer
 from alignment.run_cards import Run, checkpoint_to_resume, claim
 from alignment.templates import load_template
 from alignment.training import let_memory_grow
@@ -38,6 +39,12 @@ DEFAULTS = {
 }
 # Delta learning (arXiv 2507.06187), where it differs from dpo
 LENGTH_NORMALIZED = dict(learning_rate=5e-8, num_train_epochs=1.0, beta=5.0)
+MADE = {
+    "sft": "A policy, fine-tuned on written responses",
+    "reward": "A reward model, trained on pairs of responses",
+    "dpo": "A policy, trained on pairs of responses by DPO",
+    "orpo": "A policy, trained on pairs of responses by ORPO",
+}
 SAME_NAME = (  # ours and TrainingArguments'
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps gradient_checkpointing bf16 "
     "fp16 num_train_epochs max_steps learning_rate weight_decay lr_scheduler_type optim seed eval_steps save_strategy "
@@ -56,7 +63,7 @@ def build_parser() -> ArgumentParser:
     flag("--train_reward_model", **switch, help="ALMoST's spelling of --objective reward")
     flag("--model_name_or_path", required=True, help="any causal model of transformers: a folder or a hub name")
     flag("--cache_dir", help="where transformers keeps what it downloads")
-    shown = ".json or .jsonl, also .gz, .parquet, or a data set's name on the hub; of several all, one after the other"
+    shown = ".json, .jsonl, .csv, also .gz, .parquet, or a name on the hub; of several files all, one after the other"
     flag("--data_path", nargs="+", required=True, metavar="DATA", help=shown)
     shown = "for each --data_path its share (Janus's reward model: 0.72 0.14 0.14): the largest mixture without repeats"
     flag("--data_shares", type=number(float, 0, 1, above=True), nargs="+", metavar="SHARE", help=shown)
@@ -123,10 +130,13 @@ def build_parser() -> ArgumentParser:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Our flags, and under `trainer` those of TrainingArguments that are not ours."""
     parser = build_parser()
-    argv = list(sys.argv[1:] if argv is None else argv)
-    words = [parser._underscored(word) for word in argv]
+    words = parser.words(argv)
     args, rest = parser.parse_known_args(words)
-    args.trainer = trainer_flags(parser, rest) if rest else {}
+    args.trainer = {}
+    if rest:  # imports transformers
+        from alignment.training.trainer_flags import trainer_flags
+
+        args.trainer = trainer_flags(parser, rest)
     given = {word.split("=")[0] for word in words}
     if "--evaluation_strategy" in given:
         say("translated: --evaluation_strategy -> --eval_strategy")
@@ -166,20 +176,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def trainer_flags(parser: ArgumentParser, rest: list[str]) -> dict[str, Any]:
-    """Flags of TrainingArguments that the parser does not spell out. Imports transformers only here."""
-    from transformers import HfArgumentParser, TrainingArguments
-
-    theirs = HfArgumentParser(TrainingArguments)
-    given = [word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in rest if word.startswith("--")]
-    known = {option: action.dest for action in theirs._actions for option in action.option_strings}
-    for option in given or rest:
-        if option not in known:
-            parser.error(f"unknown argument {option}{nearest(option, [*parser._option_string_actions, *known])}")
-    values = vars(theirs.parse_args([*rest, "--output_dir", "."]))
-    return {known[option]: values[known[option]] for option in given}
-
-
 def main(args: argparse.Namespace) -> None:
     let_memory_grow()
     check_model(args.model_name_or_path)
@@ -190,8 +186,8 @@ def main(args: argparse.Namespace) -> None:
             if held.is_done():
                 return say(held.already())
             resume = checkpoint_to_resume(held, args.resume_from_checkpoint)
-            template, sets, row_counts = load_data(args)
             train_args = training_arguments(args)
+            template, sets, row_counts = load_data(args)
             # What is not named here is free to go before a fresh process looks at what was saved
             trainer = build_trainer(args, train_args, load_model(args, template, train_args), template, sets)
             train_and_save(args, trainer, template, row_counts, held, resume)
@@ -225,6 +221,7 @@ def load_data(args: argparse.Namespace):
                 part.examples = control(part.examples, args.control, args.seed)
             limits = (args.model_max_length, part.place)
             items, too_long = encode_examples(part.examples, template, *limits, cut=reads_end)
+            template.say_spelled(part.source, [[each.prompt, *each.responses] for each in part.examples])
             part.drop({"too long": too_long})
             sets[name] += items
             say(f"{name}{f', {part.source}' if len(parts) > 1 else ''}: {part}")
@@ -239,6 +236,7 @@ def training_arguments(args: argparse.Namespace):
     from transformers.utils import logging
 
     from alignment.training.history import check_reports
+    from alignment.training.trainer_flags import check_works
     from alignment.training.trainers import use_first_gpu
 
     logging.set_verbosity_error()
@@ -268,9 +266,10 @@ def training_arguments(args: argparse.Namespace):
         say(f"translated: {note}")
     try:
         train_args = TrainingArguments(**{**values, **fsdp, **args.trainer})
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"transformers refuses the arguments: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+        raise UserError(f"transformers refuses the arguments: {first_line(error)}") from error
     use_first_gpu(train_args)
+    check_works(train_args)
     return train_args
 
 
@@ -340,7 +339,7 @@ def load_model(args: argparse.Namespace, template, train_args):
     from transformers import set_seed
 
     from alignment.training.logps import speak_logps
-    from alignment.training.unpadding import unpad
+    from alignment.training.unpadding import check_packing, unpad
 
     set_seed(args.seed)
     reward = args.objective == "reward"
@@ -362,6 +361,8 @@ def load_model(args: argparse.Namespace, template, train_args):
         unpad(model)
     else:
         speak_logps(model)
+    if args.packing:
+        check_packing(model)
     if not args.lora_r:
         return model
     return add_lora(
@@ -424,18 +425,21 @@ def train_and_save(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     final = evaluated(trainer) if args.eval_data_path else {}
 
-    def base_card(folder: Path) -> None:
+    history = [line for line in trainer.state.log_history if "loss" in line]
+    steps = trainer.state.global_step
+
+    def cards(folder: Path) -> None:
         if args.lora_r:
             write_base_card(folder, args.model_name_or_path, quantised(args), args.cache_dir)
+        numbers = {"rows": row_counts, "steps": steps, "last step": (history or [{}])[-1], "evaluation": final}
+        write_card(folder, held, what=MADE[args.objective], template=args.template, numbers=numbers)
 
     kind = "reward" if args.objective == "reward" else "logps"
     verdict = save_trained(
-        trainer, args.output_dir, template, kind=kind, reward_statistics=args.normalize_reward, also=base_card
+        trainer, args.output_dir, template, kind=kind, reward_statistics=args.normalize_reward, also=cards
     )
     if is_first():
         say(f"saved and loaded again in a fresh process: {json.dumps(verdict)}")
-        history = [line for line in trainer.state.log_history if "loss" in line]
-        steps = trainer.state.global_step
         results = {"rows": row_counts, "check": verdict, "steps": steps, "last": history[-1:], "evaluation": final}
         held.finish(results)
         shown = {**(history or [{}])[-1], **final}

@@ -27,13 +27,14 @@ from alignment.adapters import ALL_LINEAR, write_base_card
 from alignment.command_line import ArgumentParser, Progress, UserError, boolean, is_first, number, run, say
 from alignment.generation import record_seed
 from alignment.journal import key
+from alignment.model_cards import write_card
 from alignment.pretrained import check_model, load_pretrained, training_tokenizer
 from alignment.records import read_prompts, read_rows
 from alignment.run_cards import Run, checkpoint_to_resume, claim
 from alignment.templates import load_template
 from alignment.training import let_memory_grow
 from alignment.training.rewards import add_reward_arguments, judge_from, read_by
-from alignment.training_data import prompt_of
+from alignment.training_data import PROMPT_KEYS, prompt_of
 from train import UNSHARDED_OPTIMISERS
 
 DEFAULTS = {  # ALMoST gives none: docs/rl.md says where each is from
@@ -48,6 +49,7 @@ def build_parser() -> ArgumentParser:
     flag = parser.add_argument
     switch = dict(type=boolean, nargs="?", const=True, default=False, metavar="BOOL")
     positive, share, above_0 = number(int, 1), number(float, 0), number(float, 0, above=True)
+    many = number(int, 1, 1_000_000)
     # what and from what
     flag("--algorithm", choices=("ppo", "grpo"), default="ppo", help="default ppo (ALMoST)")
     flag("--model_name_or_path", required=True, help="the SFT policy, also the reference: a folder or a hub name")
@@ -62,8 +64,8 @@ def build_parser() -> ArgumentParser:
          " vLLM in this process, which is handed its weights and checked; default decoding")  # fmt: skip
     flag("--max_new_tokens", type=positive, default=256, help="tokens of a reply at most; default 256 (our choice)")
     flag("--temperature", type=number(float, 0, above=True), default=1.0, help="default 1: the policy as it is")
-    flag("--rollout_batch_size", type=positive, default=128, help="replies a step, all ranks; default 128 (our choice)")
-    flag("--num_generations", type=positive, help="replies to a prompt; default 1 ppo, 8 grpo (today's trainers)")
+    flag("--rollout_batch_size", type=many, default=128, help="replies a step, all ranks; default 128 (our choice)")
+    flag("--num_generations", type=many, help="replies to a prompt; default 1 ppo, 8 grpo (today's trainers)")
     flag("--generation_batch_size", type=positive, default=64, help="replies sampled together a device; default 64")
     # the reward
     flag("--kl_coef", type=share, help="weight of the KL to the SFT model: ppo, in the reward, default 0.05 (ALMoST,"
@@ -191,6 +193,7 @@ def load_data(args: argparse.Namespace):
         )
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     template = load_template(args.template, training_tokenizer(args.model_name_or_path, args.cache_dir))
+    template.say_spelled(args.data_path, [[row.get(name) for name in ("system", *PROMPT_KEYS)] for row in rows])
     return template, rows, encode_prompts(template, rows, args.data_path, context, args.max_new_tokens)
 
 
@@ -330,11 +333,14 @@ def save(args: argparse.Namespace, trainer, template, held: Run, results: dict) 
     from alignment.training.rl_state import drawn
     from alignment.training.saving import save_trained
 
-    def base_card(folder: Path) -> None:
+    def cards(folder: Path) -> None:
         if args.lora_r:
             write_base_card(folder, args.model_name_or_path, None, args.cache_dir)
+        numbers = {"steps": results["steps"], "last step": (results["last"] or [{}])[0]}
+        what = f"A policy, reinforced against a reward by {args.algorithm.upper()}"
+        write_card(folder, held, what=what, template=args.template, numbers=numbers)
 
-    verdict = save_trained(trainer, args.output_dir, template, kind="logps", also=base_card)
+    verdict = save_trained(trainer, args.output_dir, template, kind="logps", also=cards)
     if is_first():
         say(f"saved and loaded again in a fresh process: {json.dumps(verdict)}")
         drawn(args.output_dir)

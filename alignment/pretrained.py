@@ -29,6 +29,8 @@ PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_
 MODEL_FILES = r".*\.(safetensors|bin|model|jinja)|(.*config|.*token.*|vocab)\.json|merges\.txt"
 WEIGHT_FILES = r".*\.safetensors|(pytorch_model|adapter_model).*\.bin|.*\.gguf"
 ADAPTER_CONFIG = "adapter_config.json"
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+MOST_LAYERS = 10_000
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 CHUNK = 1 << 22  # bytes read at a time
 DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
@@ -41,10 +43,34 @@ def check_model(name: str) -> None:
     if path.exists():
         if not (path / "config.json").is_file():
             raise UserError(f"model {name} has no config.json: it is no model's folder")
+        settings = {each: read_settings(path / each, "model file") for each in SETTINGS if (path / each).is_file()}
+        for key, value in settings["config.json"].items():
+            if "layers" in key and type(value) is int and value > MOST_LAYERS:  # built one by one, before any weight
+                raise UserError(
+                    f"model config {path / 'config.json'}: {key} is {value:,}, of which no model has so many"
+                )
         return
     is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".")
     if not is_hub_name or ("/" in name and path.parent.is_dir()):
         raise UserError(f"model {name} does not exist")
+
+
+def check_policy(name: str, cache_dir: str | Path | None = None) -> None:
+    """`check_model`, and UserError where what is on this machine is a reward model, whose head for words is made up."""
+    check_model(name)
+    folder = local_folder(name, cache_dir)
+    if folder and (folder / "config.json").is_file():
+        kinds = read_settings(folder / "config.json", "model config").get("architectures")
+        if isinstance(kinds, list) and any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
+            raise UserError(f"model {name} is a reward model; name a policy")
+
+
+def read_settings(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file of names and values. Raises UserError for any other."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{what} {path} holds no names with values, but a {type(found).__name__}")
+    return found
 
 
 def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
@@ -53,21 +79,35 @@ def load_pretrained(kind: str, name: str, **settings: Any) -> Any:
     Raises UserError where it cannot, and where weights would be random: a new classification head alone may be.
     """
     import transformers
-    from safetensors import SafetensorError
 
+    check_model(name)
     hush()
     if kind != "AutoConfig":
         warn_of_unseen_gpu()
         settings |= {"output_loading_info": True}
     try:
         made = getattr(transformers, kind).from_pretrained(name, trust_remote_code=False, **settings)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {name}: {first_line(error)}") from error
+    except Exception as error:  # whatever transformers stumbles over in files that may hold anything
+        raise UserError(f"model {name}: {why_not_loaded(error, kind)}") from error
     if kind == "AutoConfig":
         return made
     model, info = made
     check_loaded(model, name, info, has_new_head=kind == "AutoModelForSequenceClassification")
     return model
+
+
+def why_not_loaded(error: Exception, kind: str) -> str:
+    """What transformers stumbled over, in one line."""
+    told = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in told:
+        return "its weights have other shapes than its config.json tells"
+    if found := re.match(r"Unrecognized configuration class .*?models\.(\w+)\.", told):
+        if kind == "AutoModelForSequenceClassification":
+            return f"transformers has no sequence classifier of {found[1]}, so none of it can be a reward model"
+        return f"transformers has no {kind.removeprefix('AutoModel')} of {found[1]}"
+    if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError)):
+        told = f"transformers cannot make sense of its files ({type(error).__name__}: {told})"
+    return told[:300] or type(error).__name__
 
 
 def check_loaded(model: Any, name: str, info: dict, *, has_new_head: bool) -> None:
@@ -125,9 +165,11 @@ def load_tokenizer(name: str, cache_dir: str | None = None) -> Any:
     hush()
     try:
         # Beside a tekken.json it would take Mistral's own tokenizer, which spells [INST] of a text in letters
-        return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, trust_remote_code=False, mistral_format=False)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise UserError(f"no tokenizer in {name}: {first_line(error)}") from error
+        found = AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, trust_remote_code=False, mistral_format=False)
+        found("a")  # some settings are not looked at before
+        return found
+    except Exception as error:  # whatever transformers stumbles over in files that may hold anything
+        raise UserError(f"no tokenizer in {name}: {why_not_loaded(error, 'AutoTokenizer')}") from error
 
 
 def hush() -> None:
@@ -217,7 +259,7 @@ def contents(name: str | Path, cache_dir: str | Path | None = None) -> dict[str,
     folder = local_folder(str(name), cache_dir)
     if folder is None:
         return None
-    paths = [path for path in sorted(folder.iterdir()) if is_model_file(path.name)]
+    paths = [path for path in sorted(folder.iterdir()) if is_model_file(path.name) and path.is_file()]
     weights, files = {}, {}
     for path in paths:
         if path.suffix == ".safetensors":
@@ -239,7 +281,8 @@ def adapter_base(name: str, cache_dir: str | Path | None = None) -> str | None:
     folder = local_folder(name, cache_dir)
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         return None
-    return read_json(folder / ADAPTER_CONFIG, "adapter config").get("base_model_name_or_path")
+    base = read_settings(folder / ADAPTER_CONFIG, "adapter config").get("base_model_name_or_path")
+    return base if isinstance(base, str) else None
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, dict], int]:
@@ -249,12 +292,26 @@ def safetensors_header(path: Path) -> tuple[dict[str, dict], int]:
         try:
             header = json.loads(file.read(size if size <= LONGEST_HEADER else 0))
             header.pop("__metadata__", None)
-            end = max((each["data_offsets"][1] for each in header.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            ends = [checked_end(each) for each in header.values()]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is no whole safetensors file: its header cannot be read") from error
-    if path.stat().st_size < 8 + size + end:
-        raise UserError(f"{path} is not whole: {path.stat().st_size:,} of {8 + size + end:,} bytes are there")
+    whole = 8 + size + max(ends, default=0)
+    if path.stat().st_size < whole:
+        raise UserError(f"{path} is not whole: {path.stat().st_size:,} of {whole:,} bytes are there")
     return header, 8 + size
+
+
+def checked_end(tensor: dict) -> int:
+    """Where a tensor of a header ends. ValueError, TypeError or KeyError where it is not told as it should be."""
+    begin, end = tensor["data_offsets"]
+    sizes = [begin, end, *tensor["shape"]]
+    if (
+        not isinstance(tensor["dtype"], str)
+        or not all(type(each) is int and each >= 0 for each in sizes)
+        or begin > end
+    ):
+        raise ValueError(tensor)
+    return end
 
 
 def tensor_hashes(path: Path) -> dict[str, str]:

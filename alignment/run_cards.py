@@ -20,7 +20,6 @@ import json
 import pickle
 import platform
 import shutil
-import subprocess
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.command_line import REPOSITORY, UserError, is_first
+from alignment.command_line import UserError, commit, is_first
 from alignment.outputs import check_no_input, check_writable, locked
 from alignment.pretrained import adapter_base, contents, is_model_file, local_folder, safetensors_header
 from alignment.records import digest, sha256, write_whole
@@ -71,9 +70,7 @@ def claim(
     Nothing is made but a lock file beside it, which goes at the end. Under torchrun the first process holds it for all.
     """
     output = output if output.name not in ("", "..") else output.resolve()
-    check_writable(output.parent)
-    if not output.name or (output.exists() and output.is_dir() != folder):
-        raise UserError(f"output {output} is a {'file, not a folder' if folder else 'folder, not a file'}")
+    check_writable(output, folder=folder)
     inputs, models = list(inputs), [str(model) for model in models if model]
     check_no_input(output, inputs, [local_folder(model, cache_dir) for model in models])
     models += [base for model in models if (base := adapter_base(model, cache_dir))]
@@ -142,9 +139,10 @@ class Run:
         if "models" not in other:
             return ["its card does not say what models it was made of"]
         found, ours = [], self.made_of
-        read = {*map(str, self.inputs), *self.models}
-        for name in dict.fromkeys([*ours["arguments"], *other["arguments"]]):
-            now, then = (side.get(name) for side in (ours["arguments"], other["arguments"]))
+        read = [*map(str, self.inputs), *self.models]
+        sides = [side["arguments"] | (side["arguments"].get("trainer") or {}) for side in (ours, other)]
+        for name in dict.fromkeys(name for side in sides for name in side if name != "trainer"):
+            now, then = (side.get(name) for side in sides)
             is_path = bool(now) and all(each in read for each in (now if isinstance(now, list) else [now]))
             if now != then and name not in NOT_DECISIVE and not is_path:
                 found.append(f"--{name} is {now}, was {then}")
@@ -202,7 +200,7 @@ def read_card(path: Path) -> dict[str, Any] | None:
     """What a card holds, or None where it is not there, empty or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("arguments"), dict) else None
 
@@ -228,15 +226,6 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def commit() -> str | None:
-    """This checkout's commit, with `+` where tracked files differ from it; None outside git."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 # Where does a training go on?
@@ -283,7 +272,7 @@ def why_not_whole(checkpoint: Path) -> str | None:
         steps = json.loads(state.read_text(encoding="utf-8"))["global_step"]
     except FileNotFoundError:
         return "it has no trainer_state.json"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "its trainer_state.json is damaged"
     if checkpoint.name.partition("-")[2] not in ("", str(steps)) and checkpoint.name.startswith("checkpoint-"):
         return f"its trainer_state.json is of step {steps}"

@@ -15,17 +15,17 @@ with a new head, whose rewards mean nothing and cost what any do. All ways' rewa
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sft_memory import clock_of
 
-from alignment.command_line import REPOSITORY, ArgumentParser, number, run, table
+from alignment.command_line import REPOSITORY, ArgumentParser, UserError, number, run, table
 from alignment.engines import add_engine_arguments, engine_from
 from alignment.few_shot import REPLY_STOP, Demonstrations, Seeds
 from alignment.generation import Request, Sampling, record_seed
+from alignment.records import read_rows
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,11 +89,12 @@ def score_all(args: argparse.Namespace) -> None:
 
 def read_groups(path: Path, limit: int | None) -> list[tuple[str, list[str]]]:
     """(input, its candidates) of each turn, whether the filter keeps them or not: four each, as they were written."""
-    turns = [
-        turn for line in path.read_text(encoding="utf-8").splitlines()[:limit] for turn in json.loads(line)["turns"]
-    ]
+    turns = [turn for row in read_rows(path)[:limit] for turn in row.get("turns") or ()]
     kept = [(turn["input"], [each["output"] for each in turn["candidates"] if each["output"]]) for turn in turns]
-    return [(prompt, responses) for prompt, responses in kept if responses]
+    found = [(prompt, responses) for prompt, responses in kept if responses]
+    if not found:
+        raise UserError(f"data {path} has no turn with candidates")
+    return found
 
 
 def timed(work: Callable[[], list], clock: Callable[[], float]) -> tuple[list, float]:

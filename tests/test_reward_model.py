@@ -101,3 +101,20 @@ def test_what_is_no_reward_model(tmp_path, model_folder):
         load(str(model_folder), device="cpu")
     with pytest.raises(UserError, match="does not exist"):
         load(str(tmp_path / "none"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward_mean": "high"},
+        {"reward_std": None},
+        {"reward_max_length": [512]},
+        {"prompt_template": ["almost"]},
+        {"prompt_template": "never_heard_of"},
+    ],
+)
+def test_a_config_that_training_did_not_leave_is_one_line(classifier, changes):
+    config = json.loads((classifier / "config.json").read_text()) | changes
+    (classifier / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"{next(iter(changes))} in its config|template 'never_heard_of' is none of"):
+        load(str(classifier), device="cpu")

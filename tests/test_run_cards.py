@@ -125,6 +125,7 @@ def test_other_arguments_are_named_and_those_of_speed_do_not_count(place):
     make()
     assert differences(arguments(shots=5, seed=7)) == ["--shots is 5, was 3", "--seed is 7, was None"]
     assert differences(arguments(timeout=5, cache_dir="x", resume_from_checkpoint="True")) == []
+    assert differences(arguments(trainer={"adam_beta1": 0.5})) == ["--adam_beta1 is 0.5, was None"]
     assert differences(script="other.py") == ["it was made by script.py"]
     assert differences(inputs=["in.txt", "model/config.json"]) == ["model/config.json has other contents"]
     assert differences(inputs=[]) == ["it was made of 1 inputs, not 0"]
@@ -203,19 +204,31 @@ def test_weights_that_are_cut_off_are_said(place, keep):
 # May I write here?
 
 
-def test_what_cannot_be_written(tmp_path):
+def test_what_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
-        check_writable(tmp_path / "file" / "below")
-    check_writable(tmp_path / "new" / "below")
+        check_writable(tmp_path / "file" / "below" / "it", folder=False)
+    check_writable(tmp_path / "new" / "below" / "it", folder=False)
+    (tmp_path / "link").symlink_to("nowhere")
+    for output in ("link", "link/it"):
+        with pytest.raises(UserError, match="link is a link to nowhere, which does not exist"):
+            check_writable(tmp_path / output, folder=True)
+    with pytest.raises(UserError, match="/dev/null is a device or a pipe, not a file"):
+        check_writable(Path("/dev/null"), folder=False)
+    with pytest.raises(UserError, match="is the system's own"):
+        check_writable(Path("/proc/self/../it"), folder=True)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    for output, folder in (("it", False), ("new/it", True), ("file", False)):
+        with pytest.raises(UserError, match=f"{tmp_path} is not writable"):
+            check_writable(tmp_path / output, folder=folder)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_is_no_file(place):
     Path("out").mkdir()
-    with pytest.raises(UserError, match="output out is a folder, not a file"):
+    with pytest.raises(UserError, match="output out: out is a folder, not a file"):
         make(arguments(output_file=Path("out")))
-    with pytest.raises(UserError, match="output file is a file, not a folder"):
+    with pytest.raises(UserError, match="output file: file is a file, not a folder"):
         Path("file").write_text("")
         make(arguments(output_file=Path("file")), folder=True)
 

@@ -25,6 +25,7 @@ def place(tmp_path):
         "requirements.txt",
         "requirements-train.txt",
         "requirements-test.txt",
+        "requirements-ray.txt",
         "pyproject.toml",
     ):
         (root / name).write_text("x\n")
@@ -204,17 +205,57 @@ def test_show_prints_counts_a_comparison_and_paths(tmp_path):
     (tmp_path / "policy").mkdir()
     card = {"script": "train.py", "seconds": 41.7, "finished": "2026"}
     (tmp_path / "policy" / "it.run.json").write_text(json.dumps(card))
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    for name, finished, said in (("cut", "2028", None), ("base", "2027", "Well, " + "no " * 120)):
+        (answers / f"{name}.json").write_text(json.dumps([{"instruction": "Why so?", "output": said}]))
+        told = {"script": "generate.py", "seconds": 1, "finished": finished}
+        (answers / f"{name}.json.run.json").write_text(json.dumps(told))
     output = show(tmp_path).stdout
-    assert output.endswith(f"       42 seconds  {tmp_path / 'policy' / 'it'}  (train.py)\n")
+    assert f"       42 seconds  {tmp_path / 'policy' / 'it'}  (train.py)\n" in output
     pairs = json.loads((tmp_path / "comparison.json").read_text())
     assert output.index("pg: prompts.txt") < output.index("rg: w-HHH-") < output.index("cs: comparison.json")
     assert any(pair["prompt"] in output for pair in pairs) and "chosen" in output and "| rejected" in output
     assert str(tmp_path / "comparison.json") in output
+    last = output[output.index("\nWhy so?\n    base  Well, no no") :]
+    assert last.endswith("no ...\n     cut  (nothing)\n") and max(map(len, last.split("\n"))) <= 118
 
 
 def test_show_on_a_folder_without_outputs(tmp_path):
     done = show(tmp_path)
     assert done.returncode == 2 and "has no run cards" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [None, "other/Model-A"])
+def test_quickstart_runs_from_end_to_end(tmp_path, given):
+    """With a stand-in for Python. One line in order for each step; another model is a folder where the user stands, and
+    has outputs of its own; prompts are sampled at 0.7, where they can be read."""
+    root = tmp_path / "house"
+    (root / "scripts").mkdir(parents=True)
+    (tmp_path / "other" / "Model-A").mkdir(parents=True)
+    script = root / "scripts" / "quickstart.sh"
+    script.write_text((REPOSITORY / "scripts" / "quickstart.sh").read_text())
+    (root / "scripts" / "setup.sh").write_text(f"ROOT={root}; MODEL=$ROOT/small; set_up() {{ VENV={tmp_path}; }}\n")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/bash\necho "$*" >>"$CALLS"\nmkdir -p "$4"; seq 48 >"$OUT/prompts.txt"\n')
+    python.chmod(0o755)
+    out = root / ("quickstart-model-a" if given else "quickstart")
+    out.mkdir()
+    env = {"PATH": os.environ["PATH"], "CALLS": str(tmp_path / "calls"), "OUT": str(out)}
+    command = ["bash", str(script), *([given] if given else [])]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    steps = ["synthetic_feedback.py"] * 4 + ["train.py", "self_play.py", "train.py", "train_rl.py"]
+    steps += ["finetune_unlikelihood.py", "merge.py"] + ["generate.py"] * 3 + ["scripts/show.py"]
+    assert [line[0] for line in lines] == steps
+    model = str(tmp_path / "other" / "Model-A") if given else f"{root}/small"
+    assert all(model in line for line in [*lines[:7], lines[8], lines[9], lines[10]])
+    assert lines[0][-2:] == ["--temperature", "0.7"] and lines[-1][-1] == str(out)
+    assert lines[3][-3:] == [f"{Path(model).name.lower()}-{each}shot" for each in ("Faithful-3", "HHH-3", "HHH-1")]
+    assert (out / "self_play" / "prompts.txt").read_text().split() == [str(n) for n in range(1, 9)]
+    assert (out / "answers" / "prompts.txt").read_text().split() == ["46", "47", "48"]
 
 
 def test_a_model_package_that_is_not_what_it_was_is_refused(tmp_path, monkeypatch):
@@ -399,3 +440,56 @@ def test_recipes_of_janus_at_other_scales(tmp_path):
     assert (first.limit, second.limit, second.ties, second.data_path) == (8, 12, "second", ["h", "o", "w"])
     assert (first.bf16, second.fsdp) == (False, "")
     assert "SFT is what janus_sft.sh made" in called("janus_dpo", tmp_path, COLLECTION="C")
+
+
+# scripts/generate.py: generate.py with CUT's released flags
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """scripts/generate.py with the simulated engine on two rows; it says what it printed, and what CUDA may see."""
+    spec = importlib.util.spec_from_file_location("thin", REPOSITORY / "scripts" / "generate.py")
+    thin = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(thin)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    Path("rows.json").write_text(json.dumps([{"instruction": "Say a."}, {"instruction": "Say b."}]))
+    words = "--base_model_name_or_path w --backend simulated --data_path rows.json --output_file out.json"
+    return lambda *more: thin.main(thin.parse_args([*words.split(), *more]))
+
+
+def test_the_thin_generate_calls_generate(released, tmp_path, capsys):
+    """Same rows, same card as generate.py's own, so that neither does the other's work again; --verbose shows them."""
+    released("--device", "cpu", "--verbose", "True", "--limit", "1")
+    [row] = json.loads((tmp_path / "out.json").read_text())
+    assert f"instruction Say a.\noutput {row['output']}\n" in capsys.readouterr().out
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    command = [sys.executable, str(REPOSITORY / "generate.py"), "--limit", "1", "--data_path", "rows.json"]
+    command += ["--base_model_name_or_path", "w", "--backend", "simulated", "--output_file", "out.json"]
+    assert "nothing to do" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "seen"), [("cuda", "4"), ("cuda:1", "5"), ("cuda:2", ""), ("auto", "4,5"), ("cpu", "")]
+)
+def test_device_is_one_of_those_that_are_visible(released, device, seen, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(os.environ["CUDA_VISIBLE_DEVICES"]))
+    if device == "cuda:2":
+        with pytest.raises(UserError, match="--device cuda:2 is not here"):
+            released("--device", device)
+    else:
+        released("--device", device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_template_may_be_named_by_its_released_file(released, tmp_path):
+    """Also where it is not there, as in the released default; a file that asks otherwise than ours is refused."""
+    released("--template", "../templates/alpaca.json")
+    assert json.loads((tmp_path / "out.json.run.json").read_text())["arguments"]["template"] == "alpaca"
+    Path("alpaca.json").write_text(json.dumps({"prompt_no_input": "Do: {instruction}"}))
+    with pytest.raises(UserError, match="has another 'prompt_no_input'"):
+        released("--template", "alpaca.json")
+    with pytest.raises(UserError, match="no template is called 'vicuna'"):
+        released("--template", "templates/vicuna.json")

@@ -13,6 +13,7 @@ import torch
 from conftest import make_llama, make_tokenizer
 from safetensors.torch import load_file
 from torch.nn.functional import log_softmax
+from transformers import AutoTokenizer
 
 import train_rl
 from alignment.command_line import UserError
@@ -407,6 +408,11 @@ def test_what_a_run_leaves(data, model_folder, capsys):
     lines = history(folder)
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[0]["kl"] == 0
     assert {"reward", "kl", "kl_k3", "entropy", "clip_fraction", "eos_rate", "length", "unscored"} <= set(lines[1])
+    saved, template = AutoTokenizer.from_pretrained(folder), load_template("almost", make_tokenizer())
+    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    told = saved.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert told == template.prompt_ids([{"prompt": prompt} for prompt in PROMPTS])
+    assert "reinforced against a reward by PPO" in (folder / "README.md").read_text()
     told = card(folder)["counts"]
     assert told["steps"] == 3 and told["check"]["agrees"] and told["check"]["single"] < 2e-4 and told["stopped"] is None
     before = (folder / "model.safetensors").stat().st_mtime_ns

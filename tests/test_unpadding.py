@@ -6,9 +6,10 @@ from conftest import make_llama
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from alignment.command_line import UserError
 from alignment.training import unpadding
 from alignment.training.batches import Sample, collate_packed
-from alignment.training.unpadding import BY_ROW, computed_in, shared_rows, unpad, window_mask
+from alignment.training.unpadding import BY_ROW, check_packing, computed_in, shared_rows, unpad, window_mask
 
 SMALL = dict(
     vocab_size=97,
@@ -254,6 +255,78 @@ def test_layers_with_a_state_or_that_look_ahead_keep_their_padding(name, more):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **more))
     before = model.get_decoder().forward
     assert unpad(model).get_decoder().forward == before
+
+
+OWN_WAYS = {
+    "nemotron": {},  # `rows` does not reach its attention
+    "doge": {},  # makes masks of its own
+    "roberta": {"is_decoder": True},  # counts positions by itself
+    "bert": {},  # looks ahead
+}
+
+
+@pytest.mark.parametrize("name", OWN_WAYS)
+def test_who_would_not_give_the_same_keeps_its_padding(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SMALL | OWN_WAYS[name])).eval()
+    model.get_input_embeddings().weight.data.mul_(20)
+    batch, before = tree_of(*TREE), (model.get_decoder().forward, model.config._attn_implementation)
+    expected = model(**batch).logits
+    assert unpad(model).get_decoder().forward == before[0] and model.config._attn_implementation == before[1]
+    assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_model_that_cannot_be_asked_yet_is_trusted(monkeypatch):
+    """A kernel of GPUs, while the weights are on the CPU: what is known of the architecture decides."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("no kernel for this device")
+
+    model, leaking = (AutoModelForCausalLM.from_config(AutoConfig.for_model(n, **SMALL)) for n in ("llama", "lfm2"))
+    monkeypatch.setattr(unpadding, "sdpa_attention_forward", refuse)
+    assert "forward" in vars(unpad(model).get_decoder())
+    check_packing(model)
+    leaking.get_decoder().register_forward_pre_hook(refuse)
+    with pytest.raises(UserError, match="--packing: Lfm2ForCausalLM"):
+        check_packing(leaking)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_row_without_a_mask_is_as_before(name):
+    """GPT-2's second argument is no mask."""
+    model, ids = model_of(name), torch.tensor([[5, 6, 7, 8]])
+    expected = model(input_ids=ids).logits
+    assert torch.equal(unpad(model)(input_ids=ids).logits, expected)
+
+
+APART = {"llama": {}, "mixtral": {"num_local_experts": 4}, "stablelm": {}, "llama4_text": {"num_local_experts": 4}}
+LEAKING = {
+    "gpt_oss": {"num_local_experts": 4},
+    "mamba": {"state_size": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_local_experts": 4, "mamba_d_head": 16},
+    "bloom": {},
+}
+
+
+@pytest.mark.parametrize("name", [*APART, *LEAKING])
+def test_packing_where_rows_do_not_stay_apart_is_refused(name):
+    """As found by what packing does: the log-probabilities of a sample beside others, and alone."""
+    torch.manual_seed(0)
+    settings = SMALL | {"mamba_n_heads": 4, "mamba_d_state": 4, "mamba_n_groups": 1} | {**APART, **LEAKING}[name]
+    model = unpad(AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **settings)).eval())
+    samples = [Sample(n, ids, 1) for n, ids in enumerate(([5, 6, 7, 8, 9], [11, 12, 13], [5, 9, 8]))]
+    batch = collate_packed([tuple(samples)], 0)
+    line = {name: batch[name] for name in ("input_ids", "position_ids")}
+    with torch.no_grad():
+        packed = model.get_decoder()(**line, use_cache=False)[0][0, 5:8]
+        alone = model.get_decoder()(input_ids=torch.tensor([samples[1].ids]), use_cache=False)[0][0]
+    assert torch.allclose(packed, alone, rtol=0, atol=1e-5) == (name in APART)  # of states around 1
+    if name in APART:
+        check_packing(model)
+    else:
+        with pytest.raises(UserError, match="--packing: .* does not keep the rows of a line apart"):
+            check_packing(model)
 
 
 def test_window_mask():

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from alignment.training import losses
-from alignment.training.cut_lines import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, evaluating, logps_by_kind
+from alignment.training.cut_lines import ALIGN_N, ALIGN_P, JUDGMENT, MISALIGN, logps_by_kind
 from alignment.training.trainers import AlignmentTrainer
+from alignment.training.unpadding import evaluating
 
 Batch = dict[str, Tensor]
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 
-from alignment.command_line import UserError
+from alignment.command_line import UserError, bar
+from alignment.outputs import writing
 
 
 def check_reports(names: Sequence[str]) -> None:
@@ -35,12 +36,13 @@ class History(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history))
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history))
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
+            with writing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     def on_evaluate(self, args, state, control, **kwargs):
@@ -74,7 +76,8 @@ def draw_history(history: Sequence[dict], path: Path, panels: Sequence[str] = PA
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=key)
         axes.legend(fontsize="x-small")
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)
 
 
 class Bar(TrainerCallback):
@@ -83,14 +86,7 @@ class Bar(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = None
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="train",
-                unit="step",
-                mininterval=1,
-                maxinterval=30,
-            )
+            self.bar = bar(total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

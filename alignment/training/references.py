@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from alignment.command_line import UserError, is_first
+from alignment.outputs import writing
 
 
 class References(TrainerCallback):
@@ -46,8 +47,9 @@ class References(TrainerCallback):
         found = self.trainer.pair_logps(name)
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(found, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
+            with writing(path):
+                torch.save(found, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").rename(path)
         return found
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from alignment.adapters import load_base, with_adapter
 from alignment.command_line import UserError
 from alignment.pretrained import ADAPTER_CONFIG, check_model, load_pretrained, training_tokenizer
+from alignment.records import is_number
 from alignment.templates import Template, load_template
 from alignment.training.batches import Sample, budgeted_batches, collate, encode_examples
 from alignment.training.unpadding import unpad
@@ -53,7 +54,12 @@ def check(path: str, cache_dir: str | Path | None = None) -> Any:
     """The config of a reward model. Raises UserError for what is none; before its weights are read."""
     check_model(path)
     config = load_pretrained("AutoConfig", path, cache_dir=cache_dir)
-    made_for = (config.architectures or [""])[0]
+    made_for = str((config.architectures or [""])[0])
+    for name in REWARD_FACTS:
+        if not is_number(value := getattr(config, name, 0)):
+            raise UserError(f"{path} is no reward model of ours: {name} in its config is {value!r}, and no number")
+    if not isinstance(template := getattr(config, "prompt_template", "almost"), str):
+        raise UserError(f"{path} is no reward model of ours: prompt_template in its config is {template!r}")
     if config.num_labels != 1:
         raise UserError(f"{path} is no reward model: its config has {config.num_labels} labels, not one")
     is_adapter = (Path(path) / ADAPTER_CONFIG).exists()  # whose config may name the class of its base

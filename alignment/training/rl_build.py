@@ -20,6 +20,7 @@ from alignment.training.batches import Item
 from alignment.training.rewards import Rewards
 from alignment.training.rl_models import ValueHead, causal, shard, value_from
 from alignment.training.rl_update import Learner, Models
+from alignment.training.trainer_flags import check_works
 
 
 def training_arguments(args: Namespace) -> TrainingArguments:
@@ -37,6 +38,7 @@ def training_arguments(args: Namespace) -> TrainingArguments:
         Trainer.get_optimizer_cls_and_kwargs(found)
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"transformers refuses the arguments: {str(error).splitlines()[0]}") from error
+    check_works(found)
     return found
 
 

@@ -90,12 +90,14 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if ".lora_" in name:
             continue
         owner, _, leaf = name.rpartition(".")
-        plain, found = owner.removesuffix(".base_layer"), weight.detach()
-        if plain != owner and leaf == "weight":
-            layer = modules[plain]
-            for adapter in layer.active_adapters:
-                found = found + layer.get_delta_weight(adapter).detach()
-        yield f"{plain}.{leaf}", found
+        found = weight.detach()
+        while owner.endswith(".base_layer"):  # what adapts several parameters of one module is nested
+            owner = owner.removesuffix(".base_layer")
+            layer = modules[owner]
+            if leaf == getattr(layer, "parameter_name", "weight"):
+                for adapter in layer.active_adapters:
+                    found = found + layer.get_delta_weight(adapter).detach()
+        yield f"{owner}.{leaf}", found
 
 
 # Values

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as distributed
 
 from alignment.command_line import UserError, is_first
+from alignment.outputs import writing
 from alignment.records import write_whole
 from alignment.run_cards import ASIDE
 from alignment.training.history import draw_history
@@ -39,14 +40,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], history: Seq
         return
     aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
     try:
-        save_tensors(aside / WEIGHTS, state)
-        (aside / STATE).write_text(json.dumps({"global_step": step, "log_history": list(history)}))
-        place = folder / f"checkpoint-{step}"
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
-    except OSError as error:
+        with writing(folder):
+            save_tensors(aside / WEIGHTS, state)
+            (aside / STATE).write_text(json.dumps({"global_step": step, "log_history": list(history)}))
+            place = folder / f"checkpoint-{step}"
+            shutil.rmtree(place, ignore_errors=True)
+            aside.rename(place)
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2]))
     for path in found[keep:] if keep else ():
         shutil.rmtree(path, ignore_errors=True)
@@ -105,7 +106,8 @@ class Progressed:
         made = make()
         if is_first():
             kept = {"rollouts": [dict(vars(each)) for each in made], "rewards": self.rewards.state_dict()}
-            save_tensors(self.folder / ROLLOUTS, {"run": self.run, "step": self.step, **kept})
+            with writing(self.folder / ROLLOUTS):
+                save_tensors(self.folder / ROLLOUTS, {"run": self.run, "step": self.step, **kept})
         return made
 
     def without_step(self, error: UserError, keep: int | None) -> UserError:
@@ -129,7 +131,8 @@ class Progressed:
         self.history.append(line)
         self.step += 1
         if is_first():
-            with (self.folder / HISTORY).open("a" if self.step > 1 else "w") as file:
+            path = self.folder / HISTORY
+            with writing(path), path.open("a" if self.step > 1 else "w") as file:
                 file.write(json.dumps(line) + "\n")
 
 
@@ -147,11 +150,14 @@ def drawn(folder: Path) -> None:
 def save_tensors(path: Path, state: dict[str, Any]) -> None:
     """torch.save, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> Any:

@@ -54,6 +54,7 @@ def save_checked(
         aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
         try:
             write(aside)
+            make_readable(aside)
             (aside / "check.json").write_text(json.dumps(check))
             release()
             verdict = ask_fresh_process(aside)
@@ -259,6 +260,43 @@ def write_model(trainer: AlignmentTrainer, state: dict[str, Tensor], dtype: torc
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def make_readable(folder: Path) -> None:
+    """Add to a saved folder's config and tokenizer what transformers 4 needs to read them as 5 does."""
+    for name, rewrite in (("config.json", older), ("tokenizer_config.json", older_tokenizer)):
+        if (folder / name).is_file():
+            found = rewrite(json.loads((folder / name).read_text("utf-8")))
+            (folder / name).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def older(config: dict) -> dict:
+    """A config.json in which 4 finds under its own names what 5 puts into `rope_parameters`: it would silently turn by
+    a base of 10,000. 5 reads it as before."""
+    rope = config.get("rope_parameters") or {}
+    by_layer = {name: each for name, each in rope.items() if isinstance(each, dict)}  # as Gemma 3's
+    whole = by_layer.get("full_attention", {}) if by_layer else rope
+    found = {name: whole[name] for name in ("rope_theta", "partial_rotary_factor") if name in whole}
+    if config.get("model_type") == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+        found = {names[name]: value for name, value in found.items()}
+    if whole.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {name: value for name, value in whole.items() if name != "rope_theta"}
+    if "rope_theta" in by_layer.get("sliding_attention", {}):
+        found["rope_local_base_freq"] = by_layer["sliding_attention"]["rope_theta"]
+    if "num_local_experts" in config:
+        found["num_experts"] = config["num_local_experts"]
+    return config | found
+
+
+def older_tokenizer(config: dict) -> dict:
+    """A tokenizer_config.json with 4's names for its class and its list of special tokens, which 5 reads too."""
+    kept = {name: value for name, value in config.items() if name not in ("is_local", "local_files_only")}
+    if kept.get("tokenizer_class") == "TokenizersBackend":
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    return kept
 
 
 def save_tokenizer(template: Template, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from alignment.command_line import UserError, say
+from alignment.outputs import writing
 from alignment.training import losses
 from alignment.training.batches import IGNORED, Item, budgeted_batches, epoch_batches
 from alignment.training.history import Bar, History
@@ -280,6 +282,15 @@ class AlignmentTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any):
         self.last_logged = time.monotonic()
         return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        place = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        try:
+            with writing(place):
+                super()._save_checkpoint(model, trial)
+        except UserError:  # half of it is there
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
     # Passes without gradients
 

@@ -13,7 +13,9 @@ token that is shared.
 With `flash_attention_2` and its like, the package's own kernels do the same. Packed lines, which restart their
 `position_ids` (batches.collate_packed), are taken apart in the same way. What cannot be computed so (a cache or all
 layers' states are asked for, the attention is not transformers' own, layers carry a state from token to token) is
-computed as before.
+computed as before. That a model gives the same this way is tried on three short rows before it is used, and
+`check_packing` tries what else may keep the rows of a packed line apart: transformers' own masks, if the model heeds
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import functools
 import inspect
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +38,8 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignment.command_line import UserError
+
 BY_ROW = "sdpa_by_row"
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 WORTH_SHARING = 0.95  # of the tokens; attention then gathers its inputs, which costs a little
@@ -43,6 +48,13 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 # torch 2.11 groups heads without being asked, later ones want the flag
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 WHOLE_LAYERS = {"full_attention", "sliding_attention"}  # of config.layer_types: they mix tokens by attention alone
+TRIED = ((5, 6, 7, 8, 9), (5, 6, 10), (5, 6, 7, 11))  # ids of rows that begin alike
+NEIGHBOURS = ((5, 6, 7, 8, 9, 10, 11), (7, 11, 8)), ((9, 11, 5, 10, 7, 6, 8), (10, 5, 6))  # around TRIED[0], twice
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, ImportError)  # of a forward that does not go this way
+# What the same states differ by where they are computed in another order, root mean square over that of the states;
+# in one order, as in two packed lines of like shape, it is a hundredth of that at most. Where rows leak it is 1e-4 to 1
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+ROUNDING_IN_HALF = 0.1
 
 
 def attention_by_row(
@@ -181,21 +193,25 @@ def unpad(model: nn.Module) -> nn.Module:
     decoder = model.get_decoder()
     if "forward" in vars(decoder) or not can_unpad(model):
         return model
-    if model.config._attn_implementation == "sdpa":
+    attention = model.config._attn_implementation
+    if attention == "sdpa":
         model.set_attn_implementation(BY_ROW)
     padded_forward = decoder.forward
 
     @functools.wraps(padded_forward)
-    def forward(input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any, **inputs: Any):
+    def forward(input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any):
         position_ids = inputs.get("position_ids")
         packed = attention_mask is None and position_ids is not None
         plain = attention_mask is not None and attention_mask.ndim == 2 and position_ids is None
-        more = input_ids is None or args or any(inputs.get(name) for name in ASKS_MORE)
+        more = input_ids is None or any(inputs.get(name) for name in ASKS_MORE)
         if more or not (packed or plain):
-            return padded_forward(input_ids, attention_mask, *args, **inputs)
+            return padded_forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         return unpadded_forward(padded_forward, input_ids, attention_mask, **inputs)
 
-    decoder.forward = forward
+    if gives_the_same(model, padded_forward, forward):
+        decoder.forward = forward
+    else:
+        model.set_attn_implementation(attention)
     return model
 
 
@@ -208,6 +224,80 @@ def can_unpad(model: nn.Module) -> bool:
     known = config._attn_implementation in ("sdpa", *FLASH)
     looks_back = not getattr(config, "use_bidirectional_attention", False)
     return bool(model._supports_attention_backend) and is_whole and is_stateless and looks_back and known
+
+
+def gives_the_same(model: nn.Module, padded_forward: Any, forward: Any) -> bool:
+    """Whether a few rows of one batch get the same states either way. Some models make their own masks, or count their
+    own positions, and some do not hand `rows` down to the attention: these raise, or differ."""
+    if not can_be_asked(model):
+        return True
+    ids, mask = tensor_of(TRIED, model)
+    with evaluating(model):
+        try:
+            expected = padded_forward(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        except FAILURES:  # it cannot be asked here, as before a kernel of a GPU has its weights there
+            return True
+        try:
+            found = forward(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        except FAILURES:
+            return False
+    real = mask.bool()
+    return not differ(found[real], expected[real])
+
+
+def check_packing(model: nn.Module) -> None:
+    """Raise UserError where what stands beside a row in a packed line moves the row's states, or where that cannot be
+    asked, and `unpad` has not taken rows apart."""
+    found, decoder = [], model.get_decoder()
+    with evaluating(model):
+        for before, after in NEIGHBOURS if can_be_asked(model) else ():
+            ids, _ = tensor_of([before + TRIED[0] + after], model)
+            places = [place for row in (before, TRIED[0], after) for place in range(len(row))]
+            line = {"input_ids": ids, "position_ids": torch.tensor([places], device=ids.device), "use_cache": False}
+            try:
+                found.append(decoder(**line)[0][:, len(before) : len(before) + len(TRIED[0])])
+            except FAILURES:
+                break
+    is_asked, is_unpadded = len(found) == len(NEIGHBOURS), "forward" in vars(decoder)
+    if differ(*found, share=0.01) if is_asked else not is_unpadded:
+        raise UserError(
+            f"--packing: {type(model).__name__} does not keep the rows of a line apart (one moves when only its "
+            "neighbours change); leave --packing out"
+        )
+
+
+def can_be_asked(model: nn.Module) -> bool:
+    """Not where it is quantised: 4-bit layers on a CPU, asked without gradient, go on in another format for good."""
+    return not getattr(model, "is_quantized", False)
+
+
+def tensor_of(rows: Sequence[Sequence[int]], model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Rows as ids and attention mask (B, T), right-padded, of any vocabulary's ids, where the model's inputs are."""
+    embeddings = model.get_input_embeddings().weight
+    width = max(map(len, rows))
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    ids, mask = (torch.tensor(each, device=embeddings.device) for each in (ids, mask))
+    return ids % len(embeddings), mask
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and without gradient; the mode is as before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def differ(found: Tensor, expected: Tensor, share: float = 1.0) -> bool:
+    """Whether states differ by more than this share of rounding. Where there are no numbers, as where FSDP has not yet
+    filled the weights, it is not known, and no."""
+    gap = (found.double() - expected.double()).square().mean() / expected.double().square().mean()
+    return bool(gap.sqrt() > share * ROUNDING.get(expected.dtype, ROUNDING_IN_HALF))
 
 
 def unpadded_forward(forward: Any, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any):
