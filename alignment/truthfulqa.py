@@ -6,8 +6,9 @@ r"""TruthfulQA: 817 questions that people get wrong, and choices of which some a
                          the true one, and the true choices' share of the probability of all: what CUT reports
 
 `training/benchmarks.py` asks. The primer is six questions and answers on the subjects of the usual one, in our words
-(assets/truthfulqa/primer.txt), and so is the question of true or false. Departure: choices that tie for the best share
-the point, where the released code gives it to the first, which is always the true one.
+(assets/truthfulqa/primer.txt), and so is the question of true or false; only "I have no comment." is the benchmark's
+own, a true choice of many questions, on which MC2 hangs. Departure: choices that tie for the best share the point,
+where the released code gives it to the first, which is always the true one.
 """
 
 from __future__ import annotations

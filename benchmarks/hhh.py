@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, number, run, table
-from alignment.training.static_hhh import chosen_wins, letter_scores, next_token_probabilities, read_comparisons
+from alignment.static_hhh import chosen_wins, read_comparisons
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,14 +29,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def one_by_one(model, prompts: list[list[int]], tokens: list[int], limit: int, batch_tokens: int):
+def one_by_one(policy, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
     """What `next_token_probabilities` gives, by a `generate` for each prompt."""
     import torch
 
     found = []
     for ids in prompts:
-        inputs = torch.tensor([ids[-limit:]], device=model.device)
-        out = model.generate(
+        inputs = torch.tensor([ids[-policy.limit :]], device=policy.model.device)
+        out = policy.model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=1,
@@ -50,20 +50,22 @@ def one_by_one(model, prompts: list[list[int]], tokens: list[int], limit: int, b
 
 
 def main(args: argparse.Namespace) -> None:
+    from alignment.training.benchmarks import asked_policy, letter_scores, next_token_probabilities
+
     pairs = read_comparisons(args.data_path)[: args.limit]
+    policy = asked_policy(args.model_name_or_path, dtype=args.dtype, max_length=None, batch_tokens=args.batch_tokens)
     rows, verdicts, rates = [("way", "seconds", "items/s")], {}, {}
-    settings = {"dtype": args.dtype, "batch_tokens": args.batch_tokens}
     for name, way in (("one by one", one_by_one), ("ours", next_token_probabilities)):
         took: list[float] = []
 
-        def timed(*inputs, way=way, took=took):
-            way(*[inputs[0], inputs[1][:2], *inputs[2:]])  # warm-up
+        def timed(policy, prompts, tokens, way=way, took=took):
+            way(policy, prompts[:2], tokens)  # warm-up
             started = time.perf_counter()
-            found = way(*inputs)
+            found = way(policy, prompts, tokens)
             took.append(time.perf_counter() - started)
             return found
 
-        scores = letter_scores(args.model_name_or_path, pairs, probabilities=timed, **settings)
+        scores = letter_scores(policy, pairs, probabilities=timed)
         verdicts[name] = [chosen_wins(*each) for each in scores]
         rates[name] = len(pairs) / took[0]
         rows.append((name, f"{took[0]:.2f}", f"{rates[name]:.2f}"))

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from alignment.judging.judgments import read_judgments
 from alignment.pretrained import training_tokenizer
-from alignment.training.static_hhh import read_comparisons
+from alignment.static_hhh import read_comparisons
 from alignment.training_data import read_examples, usable
 from scripts import made_up_rows
 

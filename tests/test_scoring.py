@@ -94,7 +94,7 @@ def test_its_noise_is_gaussian_and_of_the_texts_alone():
         ("./nowhere", [], "does not exist"),
         ("tiny", [], "is no reward model: its config has 2 labels, not one"),
         ("tiny", ["--reward_api_base", "http://localhost:1"], "is no reward model"),
-        ("rm", ["--reward_api_base", "localhost:8000"], "--reward_api_base is http://host:port, not 'localhost"),
+        ("rm", ["--reward_api_base", "http://:8000"], "--reward_api_base is http://host:port, not 'http://:8000"),
     ],
 )
 def test_what_cannot_score_is_refused(tmp_path, model_folder, monkeypatch, reward_model, flags, said):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import attention, hhh, reward_model, self_play, sft_memory
+from benchmarks import attention, hhh, reward_model, self_play, sft_memory, truthful
 
 
 def test_both_ways_have_the_same_loss(model_folder):
@@ -65,3 +65,18 @@ def test_all_ways_of_scoring_candidates_give_the_same_rewards(model_folder, tmp_
     ways = [line for line in lines if "e-" in line or "e+" in line]
     assert len(ways) == 4 and all(float(line.split()[-1]) < 1e-5 for line in ways)
     assert "ratio of scoring 4 candidates of 2 prompts" in lines[-1]
+
+
+def test_choices_both_ways_have_the_same_scores(tmp_path, model_folder, capsys):
+    asked = {"mc1_targets": {"So.": 1, "No.": 0}, "mc2_targets": {"So.": 1, "Thus.": 1, "No.": 0}}
+    (tmp_path / "mc_task.json").write_text(json.dumps([{"question": f"Why {n}?"} | asked for n in range(2)]))
+    config = json.loads((model_folder / "config.json").read_text()) | {
+        "max_position_embeddings": 2048
+    }  # for the primer
+    (model_folder / "config.json").write_text(json.dumps(config))
+    words = ["--model_name_or_path", str(model_folder), "--data_path", str(tmp_path / "mc_task.json")]
+    truthful.main(truthful.parse_args(words))
+    _, likelihoods, verdicts = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert likelihoods[3] == "6" and verdicts[3] == "4"
+    for line in (likelihoods, verdicts):
+        assert line[-3:] == ["2", "of", "2"] and float(line[-4]) < 1e-4

@@ -56,7 +56,8 @@ def check(path: str, cache_dir: str | Path | None = None) -> Any:
     config = load_pretrained("AutoConfig", path, cache_dir=cache_dir)
     made_for = str((config.architectures or [""])[0])
     for name in REWARD_FACTS:
-        if not is_number(value := getattr(config, name, 0)):
+        value = getattr(config, name, 0)
+        if not is_number(value) and (name, value) != ("reward_max_length", None):  # None: as many as there are
             raise UserError(f"{path} is no reward model of ours: {name} in its config is {value!r}, and no number")
     if not isinstance(template := getattr(config, "prompt_template", "almost"), str):
         raise UserError(f"{path} is no reward model of ours: prompt_template in its config is {template!r}")

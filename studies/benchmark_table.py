@@ -1,0 +1,91 @@
+"""Benchmarks of policies and reward models in one Markdown table, % with 95% intervals.
+
+    python studies/benchmark_table.py outputs/benchmark_table/eval
+
+Reads what studies/benchmark_table.sh left there: <model>.hhh.json and <model>.truthful.json of eval/run_evaluation.py,
+and hhh.json, dsp.json and pairs.json of eval/reward_model.py, each of all reward models and the controls.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from alignment.command_line import ArgumentParser, UserError, run
+from alignment.intervals import percent, with_interval
+from alignment.records import read_json
+from alignment.reward_measures import BUCKETS
+
+CHOICES = {"hhh": "static HHH", "dsp": "DSP", "pairs": "held-out pairs"}
+TRUTHFUL = {"mc1_true_or_false": "MC1, true or false", "mc1": "MC1", "mc2": "MC2"}
+ALIKE = BUCKETS[2]
+LENGTH_HELD = "reward and preference, partial"
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("folder", type=Path, help="where the results are")
+    return parser.parse_args(argv)
+
+
+def main(args: Namespace) -> None:
+    choices = {name: read_json(args.folder / f"{name}.json", "results") for name in CHOICES}
+    truthful = {name: each["results"] for name, each in results(args.folder, "truthful").items()}
+    head = ["% [95% interval]", CHOICES["hhh"], *(f"TruthfulQA {told}" for told in TRUTHFUL.values())]
+    head += [CHOICES["dsp"], CHOICES["pairs"], "of these as long, to 10%", "longer and shorter alike"]
+    head.append("correlation with preference, length held")
+    rows = [policy_row(name, each["results"]["all"], truthful) for name, each in results(args.folder, "hhh").items()]
+    rows += [reward_row(name, choices, truthful) for name in choices["hhh"]["models"]]
+    print(markdown([head, *rows]))
+    counts = [f"{choices[name]['choices']:,} of {told}" for name, told in CHOICES.items()]
+    alike = choices["pairs"]["models"]["random"]["length"].get(ALIKE, {"n": 0})["n"]
+    questions = next(each["n"] for found in truthful.values() for each in found.values())
+    print(f"\nChoices: {', '.join(counts)}, {alike:,} of these as long as each other to 10%; {questions:,} questions.")
+    print("MC1 and MC2 are by likelihood, a reward model's MC1 by its reward.")
+
+
+def results(folder: Path, benchmark: str) -> dict[str, Any]:
+    """{model: results} of eval/run_evaluation.py. Raises UserError where there are none."""
+    paths = sorted(folder.glob(f"*.{benchmark}.json"))
+    if not paths:
+        raise UserError(f"{folder} has no <model>.{benchmark}.json: eval/run_evaluation.py has measured nothing there")
+    return {path.name.removesuffix(f".{benchmark}.json"): read_json(path, "results") for path in paths}
+
+
+def policy_row(name: str, hhh: dict, truthful: dict[str, dict]) -> list[str]:
+    asked = truthful.get(name, {})
+    return [name, share(hhh), *(share(asked.get(measure)) for measure in TRUTHFUL), *["–"] * 5]
+
+
+def reward_row(name: str, choices: dict[str, dict], truthful: dict[str, dict]) -> list[str]:
+    hhh, dsp, pairs = (choices[each]["models"][name] for each in CHOICES)
+    asked = truthful.get(name, {})
+    chances = next(each for each in truthful.values() if "mc2" in each)
+    mc1 = [f"{100 * chances[measure]['chance']:.1f}" for measure in TRUTHFUL] if name == "random" else None
+    mc1 = mc1 or ["–", share(asked.get("mc1_reward")), "–"]
+    held = (pairs.get("correlations") or {}).get(LENGTH_HELD)
+    told = with_interval(held["value"], tuple(held["interval"]), "+z.2f") if held else "–"
+    return [
+        name,
+        share(hhh["all"]),
+        *mc1,
+        share(dsp["all"]),
+        share(pairs["all"]),
+        share(pairs["length"].get(ALIKE)),
+        share(pairs.get("balanced")),
+        told,
+    ]
+
+
+def share(found: dict | None) -> str:
+    return percent(found["accuracy"], tuple(found["interval"])) if found else "–"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+if __name__ == "__main__":
+    run(parse_args, main)
