@@ -69,7 +69,15 @@ def convert(gguf: Path, output_dir: Path) -> None:
     model.load_state_dict(quantised.state_dict())
     with writing(output_dir):
         model.save_pretrained(output_dir)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(output_dir)
+        named_as_in(config, AutoTokenizer.from_pretrained(**source)).save_pretrained(output_dir)
+
+
+def named_as_in(config, tokenizer):
+    """The tokenizer with the special tokens whose ids the model's config has: transformers 5.17 reads another end of a
+    text from the same file than 5.19."""
+    for name in ("bos_token", "eos_token", "pad_token"):
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(config, f"{name}_id")))
+    return tokenizer
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Reads rows with judgments that no adapter was trained on. The base model decides which tokens of the flawed rows are
 blamed (eq. 5 at --threshold). Prints, for the base and under each adapter, the mean log p(y_t|x) of blamed and of kept
-tokens, and by how much the gap between them grew, with the 95% interval of a bootstrap over rows. With --versus NAME
-the same of each adapter's gap against that adapter's, row by row.
+tokens, and by how much the gap between them grew, with the 95% interval of a bootstrap over rows. With --versus NAMES
+the same of each adapter's gap against those adapters', row by row.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--base_model", required=True, help="folder or hub name of a causal model")
     parser.add_argument("--data_path", required=True, help="rows with judgments: .json, .jsonl, .parquet or hub")
     parser.add_argument("--adapters", nargs="+", type=Path, default=[], help="folders of adapters of it; default none")
-    parser.add_argument("--versus", help="the name of the adapter to compare the others with; default the base alone")
+    shown = "names of the adapters to compare the others with; default the base alone"
+    parser.add_argument("--versus", nargs="+", default=[], help=shown)
     parser.add_argument("--threshold", type=number(float, 0, above=True), default=1.1, help="lambda; default 1.1")
     parser.add_argument("--prompt_template_name", default="alpaca", help="default alpaca")
     parser.add_argument("--cutoff_len", type=number(int, 8), default=1024, help="tokens a row; default 1024")
     parser.add_argument("--limit", type=number(int, 1), default=100, help="flawed rows; default 100")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; default 0")
     args = parser.parse_args(argv)
-    if args.versus and args.versus not in {path.name for path in args.adapters}:
-        parser.error(f"--versus {args.versus} is none of --adapters")
+    for name in args.versus:
+        if name not in {path.name for path in args.adapters}:
+            parser.error(f"--versus {name} is none of --adapters")
     return args
 
 
@@ -109,10 +111,10 @@ def main(args: Namespace) -> None:
         sums[adapter.name] = row_sums(plain_logps(under, encoded, tokenizer.eos_token_id), masks)
         model = under.unload()
 
-    shown = [("", "blamed", "kept", "gap", "more than base", *([f"more than {args.versus}"] if args.versus else []))]
+    others = ["base", *args.versus]
+    shown = [("", "blamed", "kept", "gap", *(f"more than {other}" for other in others))]
     for name, each in sums.items():
         blamed, kept = means(each)
-        others = ["base", *([args.versus] if args.versus else [])]
         compared = [difference(each, sums[other], args.seed) if name not in ("base", other) else "" for other in others]
         shown.append((name, f"{blamed:.3f}", f"{kept:.3f}", f"{gap(each):.3f}", *compared))
     tokens = sum(len(mask) for mask in masks.values())

@@ -38,11 +38,12 @@ def test_run(tmp_path, model_folder, capsys):
         config = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=zero, task_type="CAUSAL_LM")
         get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config).save_pretrained(tmp_path / name)
         write_base_card(tmp_path / name, str(model_folder), None)
-    flags = ["--adapters", tmp_path / "same", tmp_path / "other", "--versus", "same", "--threshold", "1.0"]
+    flags = ["--adapters", tmp_path / "same", tmp_path / "other", "--threshold", "1.0", "--versus", "same", "other"]
     words = ["--base_model", model_folder, "--data_path", tmp_path / "rows.json", *flags]
     blame_table.main(blame_table.parse_args(list(map(str, words))))
-    head, _, base, same, other = capsys.readouterr().out.splitlines()
+    head, columns, base, same, other = capsys.readouterr().out.splitlines()
     assert head.startswith("6 flawed rows, 54 tokens, ")
+    assert [each.strip() for each in columns.split("more than ")[1:]] == ["base", "same", "other"]
     assert same.split()[1:4] == base.split()[1:4] != other.split()[1:4]
     assert "+0.000 [+0.000, +0.000]" in same and "+0.000 [" not in other
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -274,6 +275,14 @@ def test_a_model_package_that_is_not_what_it_was_is_refused(tmp_path, monkeypatc
     with pytest.raises(UserError, match="sha256 .* differs"):
         embedded_model.main(embedded_model.parse_args([str(target)]))
     assert not list((tmp_path / "models").iterdir())
+
+
+def test_the_embedded_models_tokenizer_ends_texts_as_its_model_does(tokenizer):
+    from scripts.embedded_model import named_as_in
+
+    tokenizer.eos_token, config = "a", SimpleNamespace(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    assert named_as_in(config, tokenizer) is tokenizer
+    assert [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")] == [1, 2, 2]
 
 
 JUDGED = [{"instruction": "Say 1.", "input": "", "output": "Two.", "judgment": "It must be 1."}]
