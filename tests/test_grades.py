@@ -206,10 +206,7 @@ def test_responses_find_their_rows(tmp_path):
         ([*map(response, range(3)), response(0)], r"1 of its rows belong to one that has another \(3\)"),
         ([*map(response, range(4))], r"1 of its rows belong to none of them \(3\)"),
         ([*map(response, range(3)), {"output": "x"}], r"1 of its rows belong to none of them \(3\)"),
-        (
-            [response(0), response(0), response(9)],
-            r"2 of .* \(1, 2\); 1 of .* none of them \(2\); 1 of .* \(1\)",
-        ),
+        ([response(0), response(0), response(9)], r"2 of .* \(1, 2\); 1 of .* none of them \(2\); 1 of .* \(1\)"),
         ([*map(response, range(2)), response(2, 5)], "row 2 has no text under 'output', nor null"),
         ([*map(response, range(2)), {"id": 2}], "row 2 has no text under 'output', nor null"),
     ],

@@ -50,7 +50,6 @@ BASE = "--model_name_or_path tiny --data_path rows.json --output_dir out".split(
         ("--neftune_noise_alpha -1", "--neftune_noise_alpha -1.0 is less than 0"),
         ("--eval_on_start", "--eval_on_start needs --eval_strategy and --eval_data_path"),
         ("--bf16 --fp16", "transformers refuses the arguments"),
-        ("--fp16", "--fp16 needs a GPU"),
         ("--resume_from_checkpoint junk", "--resume_from_checkpoint junk is no checkpoint"),
         ("--hub_strategy junk", "argument --hub_strategy/--hub-strategy: "),
         ("--load_best_model", "unknown argument --load_best_model; did you mean '--load_best_model_at_end'?"),

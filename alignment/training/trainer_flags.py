@@ -69,8 +69,6 @@ def check_works(args: TrainingArguments) -> None:
     import torch
     from transformers import Trainer, get_scheduler
 
-    if args.fp16 and args.device.type == "cpu":
-        raise UserError("--fp16 needs a GPU; give --bf16, or neither")
     if (args.neftune_noise_alpha or 0) < 0:
         raise UserError(f"--neftune_noise_alpha {args.neftune_noise_alpha} is less than 0")
     if args.eval_on_start and args.eval_strategy == "no":
