@@ -85,15 +85,20 @@ def licence_of(base: str, cache_dir: Any = None) -> str | None:
 def command_of(held: Run) -> str:
     """The command line of a run as it was given, or, where its script was called from another, all that its arguments
     hold."""
-    words, processes = sys.argv[1:], os.environ.get("WORLD_SIZE", "1")
-    if Path(sys.argv[0]).name != held.script:
-        words = []
-        for name, value in {**vars(held.args), **getattr(held.args, "trainer", {})}.items():
-            values = [str(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
-            if name != "trainer" and value is not None and value is not False and value not in ("", []):
-                words += [f"--{name}", *values]
+    is_own = Path(sys.argv[0]).name == held.script
+    words, processes = sys.argv[1:] if is_own else words_of(vars(held.args)), os.environ.get("WORLD_SIZE", "1")
     opening = ["python"] if processes == "1" else ["torchrun", f"--nproc_per_node={processes}"]
     return without_key(shlex.join([*opening, held.script, *map(portable, words)]))
+
+
+def words_of(arguments: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that says all that these arguments hold."""
+    words = []
+    for name, value in {**arguments, **(arguments.get("trainer") or {})}.items():
+        values = [str(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
+        if name != "trainer" and value is not None and value is not False and value not in ("", []):
+            words += [f"--{name}", *values]
+    return words
 
 
 def is_path(name: str) -> bool:

