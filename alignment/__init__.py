@@ -6,6 +6,7 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     config_files.py  a YAML file of flags -> the words of a command line
     secrecy.py       keys taken out of what is said and written
     run_cards.py     what an output was made of: may I write here, is it done, where does a training go on
+    replays.py       a finished output again: hashed, and its stage run out of its journal
     outputs.py       may a run write here: writable, nothing that it reads, held by no other process
     records.py       rows in all their forms and formats: read and checked at the door, written whole
     journal.py       finished requests on disk: crash, resume, exactly once
