@@ -2,7 +2,8 @@
 # From nothing to aligned models, small: environment, model, ALMoST's pg, rg and cs on a real language model, a reward
 # model of its comparisons, self-play that it guides, supervised training on that, PPO, then CUT, merged; and what the
 # model answers before and after.
-# Hardware: 2 cores, 8 GB of memory, 8 GB of disk; no GPU, key or model hub. Time: 14 minutes, of which 2 set up.
+# Hardware: 2 cores, 8 GB of memory, 8 GB of disk; no GPU, key or model hub. Time: 15 minutes, 2 of them set-up; on one
+# core 21.
 # Result: tables of what was kept and dropped and why, answers side by side, and in quickstart/ all that was made. A
 # second run takes seconds.
 #     bash scripts/quickstart.sh
