@@ -426,6 +426,21 @@ def test_a_reward_is_of_the_whole_dialogue():
     assert longest([pair, pair.swapped(), pair._replace(second="Because.")])[1].value == 0
 
 
+def test_a_reward_is_asked_once_for_an_answer_that_meets_several():
+    """Of three answers to a question every two: six sides, three texts; and two in another dialogue."""
+    a, b, c = "one", "three", "fifteen"
+    some = [Pair("1", "Why?", first, second) for first, second in ((a, b), (a, c), (b, c))]
+    some.append(Pair("2", "Why?", a, b, earlier=(("And?", "x", "y"),)))
+    scored = []
+
+    def rewards(rows, texts):
+        scored.extend(zip(map(str, rows), texts, strict=True))
+        return [len(text) for text in texts]
+
+    assert [each.value for each in by_reward(rewards, some)] == [0, 0, 0, 0]
+    assert len(scored) == len(set(scored)) == 5
+
+
 def test_difficulties_of_questions_enter_the_regression(folder):
     rows = [row | {"instruction_difficulty": number % 5 - 2} for number, row in enumerate(answers("x"))]
     (folder / "questions.json").write_text(json.dumps(rows))

@@ -89,10 +89,16 @@ def tokens(request: Request) -> int:
 
 
 def by_reward(rewards: Callable[[Sequence[dict], Sequence[str]], list[float]], pairs: Sequence[Pair]) -> list[Compared]:
-    """The answer with the higher reward; of equals neither. `rewards` scores texts, each as a response to its row."""
+    """The answer with the higher reward; of equals neither. `rewards` scores texts, each as a response to its row; an
+    answer that meets several others is scored once."""
     sides = [each for pair in pairs for each in (pair, pair.swapped())]
-    found = rewards([row_of(each) for each in sides], [each.first for each in sides])
-    return [by_keys(first, second) for first, second in zip(found[::2], found[1::2], strict=True)]
+    names = [(each.question, each.first, tuple(turn[:2] for turn in each.earlier)) for each in sides]
+    once = dict(zip(names, sides, strict=True))
+    found = dict(
+        zip(once, rewards(list(map(row_of, once.values())), [each.first for each in once.values()]), strict=True)
+    )
+    own = [found[name] for name in names]
+    return [by_keys(first, second) for first, second in zip(own[::2], own[1::2], strict=True)]
 
 
 def row_of(pair: Pair) -> dict:
