@@ -50,6 +50,7 @@ def set_up(place, *, before="", **environment):
         source {SETUP}
         ROOT={place}/house; MODEL=$ROOT/model; DEVICES={place}/dev/nvidia[0-9]*
         nvidia-smi() {{ return 1; }}
+        df() {{ printf '\\nx 1 1 99999999 1 1\\n'; }}  # room, whatever the machine has
         {before}
         set -euo pipefail
         set_up
