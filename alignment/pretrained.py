@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.command_line import UserError, warn
+from alignment.hashes import remembered, sha256
 from alignment.journal import key
-from alignment.records import read_json, remembered, sha256
+from alignment.records import read_json
 
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 MODEL_FILES = r".*\.(safetensors|bin|model|jinja)|(.*config|.*token.*|vocab)\.json|merges\.txt"
@@ -189,8 +190,25 @@ def training_tokenizer(name: str, cache_dir: str | None = None) -> Any:
     tokenizer = load_tokenizer(name, cache_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no EOS token")
+    warn_of_another_end(name, tokenizer, cache_dir)
     separate_padding(tokenizer)
     return tokenizer
+
+
+def warn_of_another_end(name: str, tokenizer: Any, cache_dir: str | None = None) -> None:
+    """Say where the tokenizer, whose EOS closes every text in training, ends texts otherwise than the model does: some
+    conversions of a model name another token than the one that it was trained to end with."""
+    folder, ends = local_folder(name, cache_dir), set()
+    for file in ("config.json", "generation_config.json"):
+        if folder and (folder / file).is_file():
+            found = read_settings(folder / file, "model file").get("eos_token_id")
+            ends |= {each for each in (found if isinstance(found, list) else [found]) if type(each) is int}
+    if ends and tokenizer.eos_token_id not in ends:
+        theirs = " or ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends)))
+        warn(
+            f"the tokenizer of {name} ends a text with {tokenizer.eos_token!r}, and its config with {theirs}: one of "
+            "them is wrong; see eos_token in tokenizer_config.json"
+        )
 
 
 def separate_padding(tokenizer: Any) -> None:

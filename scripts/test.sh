@@ -9,4 +9,5 @@ cd "$ROOT"
 set_up
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check --quiet .
-exec "$VENV/bin/python" -m pytest "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"

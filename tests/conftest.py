@@ -6,9 +6,25 @@ import tempfile
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")  # nothing is remembered from one run to the next
+ROOM = tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True)  # gone at the end, with what is in it
+os.environ["TMPDIR"] = ROOM.name  # where torchrun and vLLM, started by a test, leave their folders and sockets
+os.environ["XDG_CACHE_HOME"] = ROOM.name + "/cache"  # nothing is remembered from one run to the next
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: tolerances and two ranks are for CPUs
+
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of two workers (scripts/test.sh) one runs the slow tests first, as two vLLM at once take each other's memory and
+    cores; the rest goes by files, which share what they build."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        group = "slow" if item.get_closest_marker("slow") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

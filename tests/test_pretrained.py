@@ -10,7 +10,7 @@ import torch
 
 from alignment import pretrained
 from alignment.command_line import REPOSITORY, UserError
-from alignment.pretrained import load_pretrained, load_tokenizer, local_folder
+from alignment.pretrained import load_pretrained, load_tokenizer, local_folder, training_tokenizer
 
 
 def test_a_tokenizer_is_the_folders_also_beside_mistrals_own(model_folder):
@@ -20,6 +20,20 @@ def test_a_tokenizer_is_the_folders_also_beside_mistrals_own(model_folder):
     (model_folder / "config.json").write_text(json.dumps(config))
     (model_folder / "tekken.json").write_text(json.dumps({"config": {"version": "v3"}}))
     assert load_tokenizer(str(model_folder))("[INST] Hi [/INST]")["input_ids"] == expected
+
+
+@pytest.mark.parametrize("ends, is_told", [(2, False), ([1, 2], False), (None, False), (5, True), ([5, 1], True)])
+def test_an_end_that_only_the_tokenizer_knows_is_told(model_folder, capfd, ends, is_told):
+    """The toy's </s> is 2, <s> is 1 and <|im_end|> 5; a generation config adds to the config's ends."""
+    (model_folder / "generation_config.json").unlink()
+    config = json.loads((model_folder / "config.json").read_text()) | {"eos_token_id": ends}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    training_tokenizer(str(model_folder))
+    told = capfd.readouterr().err
+    assert ("ends a text with '</s>'" in told and "<|im_end|>" in told) if is_told else told == ""
+    (model_folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
+    training_tokenizer(str(model_folder))
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("model_type", ["never_heard_of", "llama"])
