@@ -26,6 +26,7 @@ from pathlib import Path
 from alignment.adapters import add_lora, quantisation, quantised, write_base_card
 from alignment.command_line import ArgumentParser, UserError, boolean, is_first, number, run, say, table
 from alignment.judging.judgments import BARE, CONTROLS, controlled, downsampled, read_judgments
+from alignment.limits import add_limit_arguments
 from alignment.model_cards import write_card
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, padding_id
 from alignment.run_cards import checkpoint_to_resume, claim
@@ -102,6 +103,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--load_in_8bit", **flag, help="quantise the base with bitsandbytes, as released")
     add("--load_in_4bit", **flag, help="the same in 4 bits")
 
+    add_limit_arguments(parser)
     args = parser.parse_args(argv)
     args.lora_target_modules = [name for name in re.split(r"[\[\],\s'\"]+", " ".join(args.lora_target_modules)) if name]
     return args
@@ -234,7 +236,7 @@ def training_arguments(args: Namespace):
     return made
 
 
-def make_trainer(args: Namespace, model, tokenizer, items: list, eval_items: list, threshold: float):
+def make_trainer(args: Namespace, train_args, model, tokenizer, items, eval_items, threshold: float):
     from alignment.training.cut_lines import collate_lines, has_dropout
     from alignment.training.cut_trainer import Loss, UnlikelihoodTrainer
 
@@ -249,7 +251,7 @@ def make_trainer(args: Namespace, model, tokenizer, items: list, eval_items: lis
     )
     return UnlikelihoodTrainer(
         model=model,
-        args=training_arguments(args),
+        args=train_args,
         loss=loss,
         items=items,
         eval_items=eval_items,
@@ -285,11 +287,16 @@ def main(args: Namespace) -> None:
 def train_and_save(args: Namespace, held, resume: Path | None) -> None:
     from transformers import set_seed
 
-    from alignment.training.cut_lines import encode_rows, load_templates
+    from alignment.training.checkpoints import check_checkpoint, keep_step
+    from alignment.training.cut_lines import kept_rows, load_templates
     from alignment.training.history import check_reports
+    from alignment.training.limits import StopAtLimit
+    from alignment.training.ranks import check_seen
     from alignment.training.saving import save_trained
 
     check_reports([args.report_to])
+    train_args = training_arguments(args)
+    check_seen(args.output_dir)
     set_seed(args.seed)
     read = [row | {"row": number} for number, row in enumerate(read_judgments(args.data_path)[: args.limit])]
     check_kinds(read, args)
@@ -298,15 +305,23 @@ def train_and_save(args: Namespace, held, resume: Path | None) -> None:
         rows = controlled(rows, args.control, args.seed)
     tokenizer = load_tokenizer(args.base_model)
     templates = load_templates(args.prompt_template_name, tokenizer)
-    encoded, eval_encoded = (encode_rows(part, args.method, templates, args.cutoff_len) for part in (rows, eval_rows))
+    settings = (args.method, templates, args.cutoff_len, args.output_dir)
+    encoded, eval_encoded = kept_rows([rows, eval_rows], *settings)
     texts = [[row[name] for name in ("instruction", "input", "output", "judgment")] for row in rows]
     templates[1].say_spelled(args.data_path, texts)
     describe_cuts(encoded, rows, args.cutoff_len)
 
+    if args.plan:
+        from alignment.training.rehearsal import plan_cut
+
+        def build(items):
+            return make_trainer(args, train_args, load_model(args), tokenizer, items, [], args.threshold)
+
+        plan_cut(args, train_args, encoded.items, build)
     model = load_model(args)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     threshold = calibrated(args, model, encoded, padding_id(tokenizer))
-    trainer = make_trainer(args, model, tokenizer, encoded.items, eval_encoded.items, threshold)
+    trainer = make_trainer(args, train_args, model, tokenizer, encoded.items, eval_encoded.items, threshold)
     steps = math.ceil(math.ceil(len(encoded.items) / args.batch_size) * args.num_epochs)
     counts = {
         "rows": len(read),
@@ -324,7 +339,12 @@ def train_and_save(args: Namespace, held, resume: Path | None) -> None:
     say(table([(f"{args.data_path}, --method {method}", ""), *counts.items()]))
     describe_warmup(args.warmup_steps, steps, args.learning_rate)
 
+    if resume:
+        check_checkpoint(trainer, resume)
+        trainer.rows_per_step = keep_step(trainer.args, resume)
     held.begin_training()
+    if args.budget_tokens or args.max_hours:
+        trainer.add_callback(StopAtLimit(trainer, args))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
     last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)

@@ -23,29 +23,51 @@ Best of n: of --n candidates a row the output takes the one that --choose names.
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
+from alignment.best_of_n import (
+    Answered,
+    Chosen,
+    Curve,
+    candidate_of,
+    candidate_seeds,
+    chosen_in,
+    curve_table,
+    points_shown,
+    pool_line,
+    with_rewards,
+)
+from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run
 from alignment.engines import add_engine_arguments, engine_from, models_read
-from alignment.engines.scoring import Scorer, add_scorer_arguments, models_scored_by, scored, scorer_from
-from alignment.generation import JANUS, Reply, Request, Sampling, generate, record_seed, refuse_failures
-from alignment.intervals import with_interval
+from alignment.engines.scoring import add_scorer_arguments, models_scored_by, scorer_from, scores_of
+from alignment.generation import (
+    AT_ONCE,
+    JANUS,
+    Engine,
+    Reply,
+    Request,
+    Sampling,
+    parts,
+    record_seed,
+    refuse_failures,
+    stream,
+)
+from alignment.hub import hub_file
 from alignment.journal import Journal
-from alignment.outputs import writing
 from alignment.pretrained import check_model, load_pretrained, load_tokenizer, local_folder
-from alignment.ranking import WAYS, best_of_n_curve, choose
-from alignment.records import hub_file, json_list, read_prompts, read_rows, write_whole
+from alignment.ranking import WAYS
+from alignment.records import json_list, lines_of, prompts_of, rows_of, write_whole
 from alignment.run_cards import check_no_input, claim
 from alignment.templates import CHOICES, Template, rendering_from, template_name
 
 ALPACA_EVAL = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
 OUTPUT_NAME = "alpaca_eval.json"
 MOST = 100_000  # candidates
-PROMPT_KEYS = ("system", "instruction", "input")  # what of a row a template reads
 USER_KEYS = ("instruction", "prompt", "user_prompt", "input")  # where a row may say what the user says
 # Sampling as the papers' released code has it: CUT's, and by --recipe
 RELEASED = dict(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=2048)
@@ -102,6 +124,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     for name, value in (RELEASED | RECIPES.get(args.recipe, {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.output_file is None and Path(args.model_name_or_path).is_dir():
+        args.output_file = Path(args.model_name_or_path) / OUTPUT_NAME
     return args
 
 
@@ -109,21 +133,33 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def read_asked(path: Path, user_key: str | None, system_key: str | None) -> list[dict]:
-    """{"instruction", "input"} of each row, and its "system", "id" and "dataset" where it has them. An input may be "".
+    return list(asked_rows(path, columns_of(path, user_key, system_key)))
 
-    Raises UserError for a key that no row has, and for what is no text.
-    """
-    rows = [{"instruction": line} for line in read_prompts(path)] if path.suffix == ".txt" else read_rows(path)
-    there = dict.fromkeys(key for row in rows for key in row)
+
+def rows_in(path: Path) -> Iterator[dict]:
+    return ({"instruction": line} for line in prompts_of(path)) if path.suffix == ".txt" else rows_of(path)
+
+
+def columns_of(path: Path, user_key: str | None, system_key: str | None) -> dict[str, str]:
+    """Where the rows say what they ask. Raises UserError for a key that no row has."""
+    said: dict[str, bool] = {}  # key -> whether a row has something under it
+    for row in rows_in(path):
+        for key, value in row.items():
+            said[key] = said.get(key, False) or value is not None
     for flag, key in (("--user_key", user_key), ("--system_key", system_key)):
-        if key and key not in there:
-            raise UserError(f"data {path} has no {key!r}, but {', '.join(there)}: {flag} {key}{nearest(key, there)}")
-    user = user_key or next((key for key in USER_KEYS if any(row.get(key) is not None for row in rows)), None)
+        if key and key not in said:
+            raise UserError(f"data {path} has no {key!r}, but {', '.join(said)}: {flag} {key}{nearest(key, said)}")
+    user = user_key or next((key for key in USER_KEYS if said.get(key)), None)
     if user is None:
         wanted = ", ".join(USER_KEYS)
-        raise UserError(f"data {path} has none of {wanted}, but {', '.join(there)}; name the column by --user_key")
-    columns = {"instruction": user, "system": system_key or "system"} | ({"input": "input"} if user != "input" else {})
-    return [asked_of(f"data {path}, row {number}", row, columns) for number, row in enumerate(rows)]
+        raise UserError(f"data {path} has none of {wanted}, but {', '.join(said)}; name the column by --user_key")
+    return {"instruction": user, "system": system_key or "system"} | ({"input": "input"} if user != "input" else {})
+
+
+def asked_rows(path: Path, columns: dict[str, str]) -> Iterator[dict]:
+    """{"instruction", "input"} of each row, one by one, and its "system", "id" and "dataset" where it has them. An
+    input may be "". Raises UserError for what is no text."""
+    return (asked_of(f"data {path}, row {number}", row, columns) for number, row in enumerate(rows_in(path)))
 
 
 def asked_of(place: str, row: dict, columns: dict[str, str]) -> dict:
@@ -133,6 +169,10 @@ def asked_of(place: str, row: dict, columns: dict[str, str]) -> dict:
             raise UserError(f"{place} has no text under {columns[name]!r}")
     own = {name: row[name] for name in ("id", "dataset") if row.get(name) is not None}
     return {"input": ""} | own | {name: text for name, text in texts.items() if text}
+
+
+def rows_at(path: Path, columns: dict[str, str], numbers: range) -> Iterator[dict]:
+    return islice(asked_rows(path, columns), numbers.start, numbers.stop)
 
 
 def fetch_alpaca_eval() -> Path:
@@ -147,113 +187,12 @@ def output_row(row: dict, output: str, args: Namespace, dataset: str) -> dict:
     return kept | {"output": output, "generator": generator, "dataset": row.get("dataset") or dataset}
 
 
-# Best of n
-
-
 def check_candidates(args: Namespace) -> None:
     """Raise UserError where the flags leave nothing to choose among, or by."""
     if args.n > 1 and args.temperature == 0:
         raise UserError(f"--n {args.n} at --temperature 0 gives {args.n} times the same response; add --temperature 1")
     if args.n > 1 and args.choose == "reward" and not args.reward_model:
         raise UserError(f"--n {args.n} needs --reward_model MODEL to choose by, or --choose longest or random")
-
-
-def candidate_seeds(seed: int, row: int, n: int) -> list[int]:
-    """One for each candidate. The first is that of a run without --n, so that a greater n only adds to the pool."""
-    return [record_seed(seed, "generate", row, *([candidate] if candidate else [])) for candidate in range(n)]
-
-
-def candidate_of(reply: Reply) -> dict:
-    """A reply as .candidates.jsonl tells it. One that did not come has no output; one may be empty."""
-    return {"output": None if reply.text is None else reply.text.strip(), "reward": None, "finish": reply.finish}
-
-
-def there(pool: Sequence[dict]) -> list[dict]:
-    """The candidates that say something."""
-    return [each for each in pool if each["output"]]
-
-
-def give_rewards(rows: Sequence[dict], pools: Sequence[Sequence[dict]], scorer: Scorer, journal: Journal) -> None:
-    """Score all candidates of all rows together, a row's next to each other: their prompt is computed once."""
-    prompts = [{name: row[name] for name in PROMPT_KEYS if name in row} for row in rows]
-    asked = [(prompt, each) for prompt, pool in zip(prompts, pools, strict=True) for each in there(pool)]
-    texts = [each["output"] for _, each in asked]
-    rewards = scored(scorer, [prompt for prompt, _ in asked], texts, journal=journal, label="rewards")
-    for (_, each), reward in zip(asked, rewards, strict=True):
-        each["reward"] = reward
-
-
-def chosen_in(pool: Sequence[dict], how: str, seed: int) -> int | None:
-    """The place of the candidate that is the row's response: of those that say something, else the first that is empty;
-    None where none came."""
-    places = [place for place, each in enumerate(pool) if each["output"]]
-    if not places:
-        return next((place for place, each in enumerate(pool) if each["output"] == ""), None)
-    rewards = [pool[place]["reward"] for place in places]
-    return places[choose(how, rewards, [len(pool[place]["output"]) for place in places], seed)]
-
-
-def pool_line(row: dict, pool: Sequence[dict], chosen: int | None) -> str:
-    told = {name: row[name] for name in ("instruction", "system") if name in row}
-    line = told | {"candidates": pool, "chosen": chosen}
-    return json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def points_shown(curve: Sequence[dict]) -> list[dict]:
-    """The points for a table and an axis: n a power of two, and the last."""
-    return [point for point in curve if point["n"].bit_count() == 1 or point is curve[-1]]
-
-
-def curve_table(curve: Sequence[dict]) -> str:
-    head = ("n", "KL bound, nats", "reward of best [95% interval]", "reward of longest", "characters of best")
-    forms = {"reward": "z.3f", "longest_reward": "z.3f", "length": ".0f"}
-    rows = [
-        (
-            point["n"],
-            f"{point['kl']:.3f}",
-            *(with_interval(*point[name].values(), form) for name, form in forms.items()),
-        )
-        for point in points_shown(curve)
-    ]
-    return table([head, *rows])
-
-
-def draw_curve(curve: Sequence[dict], path: Path) -> None:
-    """Rewards of the best and the longest, and the length of the best, over the KL bound, with their intervals."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"matplotlib is not installed: {path.with_suffix('.json').name} is written, {path.name} is not")
-        return
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    panels = {
-        "mean reward": {"reward": "best of n", "longest_reward": "longest of n"},
-        "mean length, characters": {"length": "best of n"},
-    }
-    ticks = {point["kl"]: f"{point['kl']:.2f}\n({point['n']})" for point in points_shown(curve)}
-    for place, (title, lines) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, 2, place, title=title, xlabel="KL bound, nats (n)")
-        for name, label in lines.items():
-            kl = [point["kl"] for point in curve]
-            axes.plot(kl, [point[name]["mean"] for point in curve], ".-", label=label)
-            axes.fill_between(kl, *zip(*(point[name]["interval"] for point in curve), strict=True), alpha=0.2)
-        axes.set_xticks(list(ticks), ticks.values())
-        axes.legend(fontsize="x-small")
-    with writing(path):
-        figure.savefig(path, dpi=120)
-
-
-def write_curve(path: Path, pools: Sequence[Sequence[dict]], seed: int) -> dict:
-    """Write and return {"rows", "of", "curve"}: the curve over the rows of which every candidate has an output, and how
-    many of the rows these are; beside it the picture."""
-    whole = [pool for pool in pools if len(there(pool)) == len(pool)]
-    rewards = [[each["reward"] for each in pool] for pool in whole]
-    lengths = [[len(each["output"]) for each in pool] for pool in whole]
-    found = {"rows": len(whole), "of": len(pools), "curve": best_of_n_curve(rewards, lengths, seed=seed)}
-    write_whole(path, [json.dumps(found, indent=1) + "\n"])
-    if whole:
-        draw_curve(found["curve"], path.with_suffix(".png"))
-    return found
 
 
 # The script
@@ -265,13 +204,14 @@ def stops(rendering: Template, args: Namespace) -> tuple[str, ...]:
 
 
 def respond(args: Namespace) -> None:
-    if args.output_file is None and not Path(args.model_name_or_path).is_dir():
+    if args.output_file is None:
         raise UserError(f"--base_model_name_or_path {args.model_name_or_path} is no folder: give --output_file")
     check_candidates(args)
-    output = args.output_file or Path(args.model_name_or_path) / OUTPUT_NAME
-    data = args.data_path or fetch_alpaca_eval()
-    rows = read_asked(Path(data), args.user_key, args.system_key)[args.skip :][: args.limit]
-    if not rows:
+    output = args.output_file
+    data = Path(args.data_path or fetch_alpaca_eval())
+    columns = columns_of(data, args.user_key, args.system_key)
+    numbers = range(sum(1 for _ in asked_rows(data, columns)))[args.skip :][: args.limit]
+    if not numbers:
         raise UserError(f"data {data}: --skip {args.skip} leaves no row")
     engine = engine_from(args)
     args.template = args.template or template_name(args, "alpaca")
@@ -286,57 +226,104 @@ def respond(args: Namespace) -> None:
         if held.is_done() and all(path.exists() for path in made):
             return print(held.already())
         held.begin()
-        rendering = rendering_from(args, None)
-        ends = (rendering.end_id,) if rendering.end else ()
-        how = (args.max_new_tokens, args.temperature, args.top_p, stops(rendering, args), ends)
-        sampling = Sampling(*how, repetition_penalty=args.repetition_penalty)
-        numbers = range(args.skip, args.skip + len(rows))
-        prompts = rendering.asked(rows, lambda at: f"data {data}, row {args.skip + at}")
-        seeds = [candidate_seeds(args.seed, number, args.n) for number in numbers]
-        requests = [Request(prompt, seed) for prompt, own in zip(prompts, seeds, strict=True) for seed in own]
+        tally = Tally(Curve() if curve_file in made else None)
         with Journal(output) as journal:
-            replies = generate(
-                engine, requests, sampling, journal=journal, label=output.stem, schema_retries=args.schema_retries
-            )
-            asked = [replies[at : at + args.n] for at in range(0, len(replies), args.n)]
-            pools = [[candidate_of(reply) for reply in own] for own in asked]
+            pools = answered(args, engine, data, columns, numbers, journal)
             if scorer is not None:
-                give_rewards(rows, pools, scorer, journal)
-        finishes = Counter(reply.finish for reply in replies)
-        draws = [record_seed(args.seed, "choose", number) for number in numbers]
-        chosen = [chosen_in(pool, args.choose, draw) for pool, draw in zip(pools, draws, strict=True)]
-        outputs = [None if at is None else pool[at]["output"] for pool, at in zip(pools, chosen, strict=True)]
-        if not any(outputs):
-            refuse_failures(replies)
-            raise UserError(f"none of {len(rows)} instructions got a response ({dict(finishes)})")
-        for path in beside:
-            path.unlink(missing_ok=True)  # of a run with other flags
-        counts: dict = {"finish": dict(finishes)}
-        if pool_file in made:
-            write_whole(pool_file, (pool_line(*each) for each in zip(rows, pools, chosen, strict=True)))
+                how = {"journal": journal, "label": "rewards", "total": len(numbers) * args.n}
+                pools = with_rewards(pools, partial(scores_of, scorer, **how))
+            chosen = tally.of(held.of_inputs(chosen_of(pools, args, numbers)), numbers, beside)
+            if pool_file in made:
+                write_whole(pool_file, (pool_line(*each) for each in chosen))
+                lines = zip(rows_at(data, columns, numbers), lines_of(pool_file, "candidates"), strict=True)
+                chosen = ((row, line["candidates"], line["chosen"]) for row, line in lines)
+            if curve_file in made:
+                found = tally.curve.write(curve_file, args.seed)
+            kept = ((row, None if at is None else pool[at]["output"]) for row, pool, at in filter(is_kept, chosen))
+            write_whole(output, json_list(output_row(row, text, args, data.stem) for row, text in kept))
+        tally.refuse_failures()
+        counts = {"finish": dict(tally.finishes)}
         if curve_file in made:
-            found = write_curve(curve_file, pools, args.seed)
             counts["best_of_n"] = found | {"curve": points_shown(found["curve"])}
-        hopes = [any(reply.may_heal for reply in own) for own in asked]
-        answered = [
-            (row, text) for row, text, hope in zip(rows, outputs, hopes, strict=True) if hope or text is not None
-        ]
-        write_whole(output, json_list(output_row(row, text, args, data.stem) for row, text in answered))
-        refuse_failures(replies)
         held.finish(counts)
     if curve_file in made:
         print(f"from the {found['rows']:,} of {found['of']:,} rows with all candidates: {curve_file}")
         if found["curve"]:
             print(curve_table(found["curve"]))
-    lost = [
-        f"{number} ({', '.join(dict.fromkeys(each['finish'] for each in pool))})"
-        for number, pool, text in zip(numbers, pools, outputs, strict=True)
-        if text is None
-    ]
-    left_out = f", {outputs.count('')} empty" if "" in outputs else ""
-    left_out += f", rows {', '.join(lost)} left out" if lost else ""
+    left_out = f", {tally.empty} empty" if tally.empty else ""
+    left_out += f", rows {', '.join(tally.lost)} left out" if tally.lost else ""
     sampled = f", {args.n} candidates each" if args.n > 1 else ""
-    print(f"{len(rows):,} instructions{sampled} -> {len(answered):,} responses ({dict(finishes)}){left_out}: {output}")
+    came = f"{tally.kept:,} responses ({dict(tally.finishes)})"
+    print(f"{len(numbers):,} instructions{sampled} -> {came}{left_out}: {output}")
+
+
+def answered(
+    args: Namespace, engine: Engine, data: Path, columns: dict[str, str], numbers: range, journal: Journal
+) -> Iterator[Answered]:
+    """The rows of these numbers, each with its candidates, in their order."""
+    rendering, rows = rendering_from(args, None), deque()
+    ends = (rendering.end_id,) if rendering.end else ()
+    how = (args.max_new_tokens, args.temperature, args.top_p, stops(rendering, args), ends)
+    sampling = Sampling(*how, repetition_penalty=args.repetition_penalty)
+
+    def requests() -> Iterator[Request]:
+        left = numbers
+        for some in parts(rows_at(data, columns, numbers), AT_ONCE):
+            own, left = left[: len(some)], left[len(some) :]
+            prompts = rendering.asked(some, lambda at, own=own: f"data {data}, row {own[at]}")
+            for row, prompt, place in zip(some, prompts, own, strict=True):
+                rows.append(row)
+                yield from (Request(prompt, seed) for seed in candidate_seeds(args.seed, place, args.n))
+
+    how = {"journal": journal, "label": args.output_file.stem, "total": len(numbers) * args.n}
+    replies = stream(engine, requests(), sampling, **how, schema_retries=args.schema_retries)
+    while own := list(islice(replies, args.n)):
+        yield rows.popleft(), [candidate_of(reply) for reply in own]
+
+
+def chosen_of(pools: Iterable[Answered], args: Namespace, numbers: range) -> Iterator[Chosen]:
+    for (row, pool), place in zip(pools, numbers, strict=False):  # there are fewer where the data was cut meanwhile
+        yield row, pool, chosen_in(pool, args.choose, record_seed(args.seed, "choose", place))
+
+
+def is_kept(chosen: Chosen) -> bool:
+    """Whether a row is written: with its response, or null where another run may bring one."""
+    _, pool, at = chosen
+    return at is not None or any(Reply(None, each["finish"]).may_heal for each in pool)
+
+
+class Tally:
+    """What became of the rows that passed by."""
+
+    def __init__(self, curve: Curve | None) -> None:
+        self.finishes, self.lost, self.curve = Counter(), [], curve
+        self.empty, self.kept = 0, 0
+
+    def of(self, chosen: Iterable[Chosen], numbers: range, beside: Sequence[Path]) -> Iterator[Chosen]:
+        """The same, counted. After the last a UserError where none says anything; else what a run with other flags left
+        `beside` goes."""
+        said = False
+        for each, place in zip(chosen, numbers, strict=False):
+            _, pool, at = each
+            finishes = [candidate["finish"] for candidate in pool]
+            self.finishes.update(finishes)
+            self.kept += is_kept(each)
+            if self.curve:
+                self.curve.add(pool)
+            if at is None:
+                self.lost.append(f"{place} ({', '.join(dict.fromkeys(finishes))})")
+            else:
+                said = said or bool(pool[at]["output"])
+                self.empty += not pool[at]["output"]
+            yield each
+        if not said:
+            self.refuse_failures()
+            raise UserError(f"none of {len(numbers)} instructions got a response ({dict(self.finishes)})")
+        for path in beside:
+            path.unlink(missing_ok=True)
+
+    def refuse_failures(self) -> None:
+        refuse_failures(Reply(None, finish) for finish in self.finishes.elements())
 
 
 def chat(args: Namespace) -> None:

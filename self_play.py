@@ -127,7 +127,7 @@ class Speaker:
 
 
 def main(args: argparse.Namespace) -> None:
-    prompts_file = args.output_dir / "prompts.txt"
+    prompts_file = records.prompts_file(args.output_dir)
     prompts = records.read_prompts(prompts_file)[: args.limit]
     assistant = assistant_from(args)
     theirs = user_arguments(args)

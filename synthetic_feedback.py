@@ -4,7 +4,8 @@
     --mode rg   prompts x demonstrations x shots -> responses   writes <model>-<demo>-<k>shot.json, one a configuration
     --mode cs   responses -> ranked, filtered, binarised pairs  writes comparison.json
 
-All three read and write --output_dir, keep a journal of finished requests there, and go on where they were stopped:
+Each step reads what it finds, .jsonl and .parquet too, and writes these by --file_type, row by row. All three read and
+write --output_dir, keep a journal of finished requests there, and go on where they were stopped:
 
     python synthetic_feedback.py --mode pg --prompt_file_path assets/seed_prompts.txt --num_generation 100 \\
         --model_name_or_path saved_models/SmolLM2-135M-Instruct --output_dir outputs/almost
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,19 +22,30 @@ from itertools import islice
 from pathlib import Path
 
 from alignment import few_shot, records
-from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run, table
+from alignment.command_line import ArgumentParser, UserError, boolean, nearest, number, run
+from alignment.comparisons import Waterfall, compare, in_messages, parse_rubric
 from alignment.engines import add_engine_arguments, engine_from, models_read
-from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, RESPONSE_RULES, why_drop
-from alignment.generation import Reply, Request, Sampling, generate, record_seed, refuse_failures
+from alignment.filters import QUERY_RULES, QUERY_RULES_AS_RELEASED, why_drop
+from alignment.generation import (
+    AT_ONCE,
+    Reply,
+    Request,
+    Sampling,
+    generate,
+    parts,
+    record_seed,
+    refuse_failures,
+    stream,
+)
 from alignment.journal import Journal
 from alignment.pretrained import check_model
-from alignment.ranking import binarise
 from alignment.run_cards import Run, claim
 from alignment.templates import data_from
 
 DUPLICATE = 0.5  # ROUGE-L F against a seed or accepted prompt; the released call, where its function's default is 0.7
 STALLED = 1_000  # pg stops when the last so many candidates ...
 STALLED_ACCEPTS = 5  # ... brought fewer than so many prompts
+MANY = 100_000  # prompts, from which on, and at each doubling, pg says what twice as many cost to compare
 SCORED_TOGETHER = 1_024  # pairs that --filter_reward_model sorts by length at a time
 
 
@@ -60,6 +71,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--filter_reward_model", metavar="MODEL", help=shown)
     shown = "cs: prompt, chosen and rejected as texts or as lists of messages, for tools that else glue them together"
     add("--format", choices=("text", "messages"), help=f"{shown} (default: text)")
+    shown = "what is written: a text of prompts and .json lists, or tables (default: json); any of them is read"
+    add("--file_type", choices=("json", "jsonl", "parquet"), help=shown)
     add("--temperature", type=number(float, 0), help="default: 1.2 for pg, 1.0 for rg, as the paper")
     add("--top_p", type=number(float, 0, 1, above=True), default=0.9, help="default: 0.9, as the paper")
     shown = "default: 64 for pg; 384 for rg, 768 where the demonstrations' name has Faithful in it"
@@ -91,7 +104,7 @@ def generate_prompts(args: argparse.Namespace) -> None:
         stop=() if args.legacy else few_shot.QUERY_STOP,
     )
 
-    output = args.output_dir / "prompts.txt"
+    output = records.to_write(args.output_dir, "prompts", records.PROMPTS, args.file_type)
     with claim(output, args, script=__file__, inputs=[seed_file], **read_models(args)) as held:
         if held.is_done():
             return print(held.already())
@@ -103,7 +116,7 @@ def generate_prompts(args: argparse.Namespace) -> None:
         if not accepted:
             refuse_failures(failed)
             raise UserError(f"none of {candidates} candidates was accepted ({describe(dropped)}); try another model")
-        records.write_whole(output, [prompt + "\n" for prompt in accepted])
+        records.write_prompts(output, accepted)
         refuse_failures(failed)
         held.finish({"candidates": candidates, "dropped": dict(dropped), "accepted": len(accepted)})
     print(f"pg: {candidates:,} candidates -> {len(accepted):,} prompts ({describe(dropped)}): {output}")
@@ -122,7 +135,9 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
     rules = QUERY_RULES_AS_RELEASED if args.legacy else QUERY_RULES
     pool = Pool(seeds.queries, threshold=DUPLICATE)
     accepted, dropped, failed, drawn = [], Counter(), [], 0
+    reasons: dict[str, str | None] = {}
     recent = deque(maxlen=STALLED)  # 1 for each candidate accepted
+    many = MANY
     while len(accepted) < args.num_generation and not failed:
         if len(recent) == STALLED and sum(recent) < STALLED_ACCEPTS:
             print(f"pg: stopped early: the last {STALLED:,} candidates brought only {sum(recent)} prompts")
@@ -137,11 +152,16 @@ def mine(seeds, engine, sampling, journal, args, n_shot) -> tuple[list[str], Cou
         label = f"pg {len(accepted)}/{args.num_generation}"
         replies = generate(engine, requests, sampling, journal=journal, label=label, schema_retries=args.schema_retries)
         failed = [reply for reply in replies if reply.may_heal]
+        if len(pool) >= many:
+            print(f"pg: {pool.cost()}", flush=True)
+            many = 2 * len(pool)
         for reply in replies:
             query = parse(reply.text or "")
-            reason = reply.finish if reply.text is None else why_drop(query, rules)
-            reason = reason or (None if records.one_line(query) == query else "no line holds it")
-            reason = reason or ("near duplicate" if pool.is_duplicate(query) else None)
+            if not args.plan or query not in reasons:  # a plan's stand-ins come again and again
+                reason = reply.finish if reply.text is None else why_drop(query, rules)
+                reason = reason or (None if records.one_line(query) == query else "no line holds it")
+                reasons[query] = reason or ("near duplicate" if pool.is_duplicate(query) else None)
+            reason = reasons[query]
             recent.append(reason is None)
             if reason:
                 dropped[reason] += 1
@@ -172,7 +192,8 @@ def draw_query_request(seeds, accepted: list[str], n_shot: int, seed: int, index
 
 
 def generate_responses(args: argparse.Namespace) -> None:
-    queries, prompts_file = read_queries(args)
+    prompts_file = records.prompts_file(args.output_dir)
+    num_prompts = count_prompts(prompts_file, args.limit)
     if not args.prompt_file_path:
         raise UserError("--prompt_file_path is missing: give the demonstration files")
     shots = args.n_shot or [3]
@@ -182,6 +203,7 @@ def generate_responses(args: argparse.Namespace) -> None:
         for n_shot in shots
     ]
     engine = engine_from(args)
+    finishes, said = Counter(), 0
     with ExitStack() as claims:
         held = []
         for path, demonstrations, n_shot in configurations:  # all of them before any work
@@ -189,48 +211,59 @@ def generate_responses(args: argparse.Namespace) -> None:
             if any(run.output.stem == name for run in held):
                 raise UserError(f"two of the configurations are called {name}; rename one of the demonstration files")
             inputs = [prompts_file, path]
-            output = args.output_dir / f"{name}.json"
+            output = records.to_write(args.output_dir, name, records.RESPONSES, args.file_type)
             held.append(claims.enter_context(claim(output, args, script=__file__, inputs=inputs, **read_models(args))))
             refuse_other_model(held[-1])
-        replies = [
-            reply
-            for run_of, (_, demonstrations, n_shot) in zip(held, configurations, strict=True)
-            for reply in respond(args, engine, queries, demonstrations, n_shot, run_of)
-        ]
-    refuse_failures(replies)
-    if replies and not any(reply.text for reply in replies):
-        raise UserError(f"no request got a reply ({describe(Counter(reply.finish for reply in replies))})")
+        for run_of, (_, demonstrations, n_shot) in zip(held, configurations, strict=True):
+            if run_of.is_done():
+                print(run_of.already())
+                continue
+            run_of.begin()
+            sampling = Sampling(
+                max_tokens=args.max_new_tokens or (768 if "Faithful" in demonstrations.name else 384),
+                temperature=1.0 if args.temperature is None else args.temperature,
+                top_p=args.top_p,
+                stop=few_shot.REPLY_STOP,
+            )
+            requests = response_requests(args, prompts_file, demonstrations, n_shot)
+            own, own_said = respond(engine, requests, sampling, num_prompts, run_of)
+            finishes, said = finishes + own, said + own_said
+    refuse_failures(Reply(None, finish) for finish in finishes.elements())
+    if finishes and not said:
+        raise UserError(f"no request got a reply ({describe(finishes)})")
 
 
-def respond(args, engine, queries: list[str], demonstrations, n_shot: int, held: Run) -> list[Reply]:
-    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`. The replies."""
-    if held.is_done():
-        print(held.already())
-        return []
-    held.begin()
-    sampling = Sampling(
-        max_tokens=args.max_new_tokens or (768 if "Faithful" in demonstrations.name else 384),
-        temperature=1.0 if args.temperature is None else args.temperature,
-        top_p=args.top_p,
-        stop=few_shot.REPLY_STOP,
-    )
-    shown = [{"prompt": demonstrations.format_prompt(query, n_shot, legacy=args.legacy)} for query in queries]
-    requests = [
-        Request(prompt, record_seed(args.seed, demonstrations.name, n_shot, index))
-        for index, prompt in enumerate(data_from(args).asked(shown))
-    ]
+def response_requests(args, prompts_file: Path, demonstrations, n_shot: int) -> Iterator[Request]:
+    """The requests of one configuration, in the prompts' order; a part of them is held."""
+    data, number = data_from(args), 0
+    for queries in parts(islice(records.prompts_of(prompts_file), args.limit), AT_ONCE):
+        shown = [{"prompt": demonstrations.format_prompt(query, n_shot, legacy=args.legacy)} for query in queries]
+        for prompt in data.asked(shown):
+            yield Request(prompt, record_seed(args.seed, demonstrations.name, n_shot, number))
+            number += 1
+
+
+def respond(engine, requests, sampling: Sampling, num_prompts: int, held: Run) -> tuple[Counter, int]:
+    """One configuration: a reply per query, null where none came, in `<model>-<demo>-<k>shot.json`, written as they
+    come. How many replies finished for which reason, and how many say something."""
+    finishes, came, said = Counter(), 0, 0
+
+    def texts(replies: Iterator[Reply]) -> Iterator[str | None]:
+        nonlocal came, said
+        for reply in replies:
+            finishes[reply.finish] += 1
+            came += reply.text is not None
+            said += bool(reply.text)
+            yield None if reply.text is None else few_shot.parse_reply(reply.text)
+
     with Journal(held.output) as journal:
-        replies = generate(
-            engine, requests, sampling, journal=journal, label=held.output.stem, schema_retries=args.schema_retries
-        )
-    texts = [None if reply.text is None else few_shot.parse_reply(reply.text) for reply in replies]
-    came = len(texts) - texts.count(None)
-    records.write_whole(held.output, records.json_list(texts))
-    finishes = Counter(reply.finish for reply in replies)
-    if came and not any(reply.may_heal for reply in replies):
-        held.finish({"prompts": len(queries), "finish": dict(finishes)})
-    print(f"rg: {len(queries):,} prompts -> {came:,} replies ({describe(finishes)}): {held.output}")
-    return replies
+        how = {"journal": journal, "label": held.output.stem, "total": num_prompts}
+        replies = stream(engine, requests, sampling, **how, schema_retries=held.args.schema_retries)
+        records.write_responses(held.output, held.of_inputs(texts(replies)))
+    if came and not any(Reply(None, finish).may_heal for finish in finishes):
+        held.finish({"prompts": num_prompts, "finish": dict(finishes)})
+    print(f"rg: {num_prompts:,} prompts -> {came:,} replies ({describe(finishes)}): {held.output}")
+    return finishes, said
 
 
 def configuration_name(model: str, demonstrations: str, n_shot: int) -> str:
@@ -243,84 +276,39 @@ def configuration_name(model: str, demonstrations: str, n_shot: int) -> str:
 
 def construct_comparisons(args: argparse.Namespace) -> None:
     names, ranks = parse_rubric(args.rubric or [])
-    check_configurations(names, args.output_dir)
-    queries, prompts_file = read_queries(args)
-    files = [args.output_dir / f"{name}.json" for name in names]
-    responses = [records.read_responses(file, len(queries), args.limit) for file in files]
-
-    output = args.output_dir / "comparison.json"
+    files = check_configurations(names, args.output_dir)
+    prompts_file = records.prompts_file(args.output_dir)
+    output = records.to_write(args.output_dir, "comparison", records.RESPONSES, args.file_type)
     read = {"inputs": [prompts_file, *files], "models": [args.filter_reward_model], "cache_dir": args.cache_dir}
     with claim(output, args, script=__file__, **read) as held:
         if held.is_done():
             return print(held.already())
+        num_prompts = count_prompts(prompts_file, args.limit)
+        for file in files:  # all of each, before the old comparisons go
+            deque(records.responses_of(file, num_prompts, args.limit), maxlen=0)
         held.begin()
         counts = Waterfall(names)
+        queries = islice(records.prompts_of(prompts_file), args.limit)
+        responses = [records.responses_of(file, num_prompts, args.limit) for file in files]
         comparisons = compare(queries, responses, names, ranks, counts)
         if args.filter_reward_model:
             comparisons = validate(comparisons, args.filter_reward_model, args.cache_dir, counts)
         form = in_messages if args.format == "messages" else dict
-        records.write_whole(output, records.json_list(map(form, comparisons)))
+        like = form({"prompt": "", "chosen": "", "rejected": "", "meta": ""})
+        records.write_rows(output, held.of_inputs(map(form, comparisons)), like)
         held.finish(counts.as_dict())
     print(counts.tables())
-    print(f"cs: {len(queries):,} prompts x {len(names)} -> {counts.total():,} comparisons: {output}")
+    print(f"cs: {num_prompts:,} prompts x {len(names)} -> {counts.total():,} comparisons: {output}")
 
 
-def parse_rubric(words: list[str]) -> tuple[list[str], list[int]]:
-    """Configurations and their ranks, 0 the best. `A B,C D`, or as one list, `[A, [B, C], D]`: B and C are equals."""
-    text = " ".join(words)
-    if text.startswith("["):
-        groups = re.findall(r"\[([^][]*)\]|([^][, ]+)", text[1:].removesuffix("]"))
-        groups = [[name.strip() for name in (tie or single).split(",")] for tie, single in groups]
-    else:
-        groups = [word.split(",") for word in words]
-    named = [(name.removesuffix(".json"), rank) for rank, group in enumerate(groups) for name in group]
-    if not all(name for name, _ in named):
-        raise UserError(f"--rubric {' '.join(words)} has an empty name; equal ranks are written a,b without a space")
-    names = [name for name, _ in named]
-    if len(groups) < 2:
-        raise UserError("--rubric needs two ranks at least, best first: nothing can be compared with one")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"--rubric names {twice[0]} twice")
-    return names, [rank for _, rank in named]
-
-
-def check_configurations(names: list[str], folder: Path) -> None:
-    there = sorted(path.stem for path in folder.glob("*shot.json"))
-    for name in names:
-        if not (folder / f"{name}.json").is_file():
+def check_configurations(names: list[str], folder: Path) -> list[Path]:
+    """The response files of these configurations."""
+    there = sorted(path.stem for form in records.RESPONSES for path in folder.glob(f"*shot{form}"))
+    files = [records.found(folder, name, records.RESPONSES) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if file is None or not file.is_file():
             raise UserError(f"--rubric: {folder / name}.json does not exist{nearest(name, there)}")
-
-
-def compare(queries, responses, names, ranks, counts: Waterfall) -> Iterator[dict]:
-    """The comparisons in the prompts' order; `counts` is filled on the way."""
-    for row, query in enumerate(queries):
-        kept = []
-        for column, replies in enumerate(responses):
-            reply = replies[row]
-            reason = "no reply" if reply is None else why_drop(reply, RESPONSE_RULES)
-            if reason:
-                counts.dropped[column][reason] += 1
-            else:
-                kept.append(column)
-        counts.kept[len(kept)] += 1
-        lengths = [len(responses[column][row]) for column in kept]
-        for high, low in binarise([ranks[column] for column in kept], lengths):
-            chosen, rejected = kept[high], kept[low]
-            counts.pairs[chosen, rejected] += 1
-            counts.longer[chosen, rejected] += lengths[high] > lengths[low]
-            yield {
-                "prompt": query,
-                "chosen": responses[chosen][row],
-                "rejected": responses[rejected][row],
-                "meta": f"{names[chosen]}-vs-{names[rejected]}",
-            }
-
-
-def in_messages(row: dict) -> dict:
-    """A comparison as a conversation of one turn and two replies to it, which train.py reads as it reads the texts."""
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return row | {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
+    return files
 
 
 def validate(comparisons: Iterator[dict], model_name: str, cache_dir: Path | None, counts: Waterfall) -> Iterator[dict]:
@@ -339,51 +327,6 @@ def validate(comparisons: Iterator[dict], model_name: str, cache_dir: Path | Non
                 yield row
             else:
                 counts.refused[row["meta"]] += 1
-
-
-class Waterfall:
-    """What happened on the way from responses to comparisons."""
-
-    def __init__(self, names: list[str]):
-        self.names = names
-        self.dropped = [Counter() for _ in names]  # per configuration: reason -> responses
-        self.kept = Counter()  # kept responses of a prompt -> prompts
-        self.pairs = Counter()  # (chosen, rejected) configuration -> pairs
-        self.longer = Counter()  # likewise, where the chosen is the longer
-        self.refused: Counter | None = None  # meta -> pairs on which --filter_reward_model disagrees
-
-    def total(self) -> int:
-        return sum(self.pairs.values()) - sum((self.refused or {}).values())
-
-    def as_dict(self) -> dict:
-        return {
-            "prompts": sum(self.kept.values()),
-            "prompts_by_kept_responses": {str(kept): self.kept[kept] for kept in sorted(self.kept)},
-            "dropped": {name: dict(dropped) for name, dropped in zip(self.names, self.dropped, strict=True)},
-            "pairs": {self._pair(pair): count for pair, count in sorted(self.pairs.items())},
-            "chosen_is_longer": {self._pair(pair): count for pair, count in sorted(self.longer.items())},
-        } | ({} if self.refused is None else {"refused_by_reward_model": dict(sorted(self.refused.items()))})
-
-    def _pair(self, pair: tuple[int, int]) -> str:
-        return f"{self.names[pair[0]]}-vs-{self.names[pair[1]]}"
-
-    def tables(self) -> str:
-        """Responses by configuration and reason, then pairs by configurations, as aligned text."""
-        prompts_seen = sum(self.kept.values())
-        reasons = [reason for reason, _ in [("no reply", None), *RESPONSE_RULES]]
-        reasons = [reason for reason in reasons if any(dropped[reason] for dropped in self.dropped)]
-        head = ["responses", *self.names]
-        rows = [[reason, *(dropped[reason] for dropped in self.dropped)] for reason in reasons]
-        kept = ["kept", *(prompts_seen - sum(dropped.values()) for dropped in self.dropped)]
-        pairs = [["pairs", "", "chosen is longer"]] + [
-            [self._pair(pair), count, f"{self.longer[pair] / count:.0%}"] for pair, count in sorted(self.pairs.items())
-        ]
-        if self.refused is not None:
-            pairs[0].append("reward model agrees")
-            for row in pairs[1:]:
-                row.append(row[1] - self.refused[row[0]])
-        responses = [head, ["in", *(prompts_seen for _ in self.names)], *rows, kept]
-        return f"{table(responses)}\n\n{table(pairs)}\n"
 
 
 # What the modes share
@@ -414,12 +357,10 @@ def read_models(args: argparse.Namespace) -> dict:
     return {"models": models_read(args), "cache_dir": args.cache_dir}
 
 
-def read_queries(args: argparse.Namespace) -> tuple[list[str], Path]:
-    """The first --limit lines of prompts.txt, and where it is."""
-    path = args.output_dir / "prompts.txt"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; make it with --mode pg, or put one prompt a line there")
-    return records.read_prompts(path)[: args.limit], path
+def count_prompts(path: Path, limit: int | None) -> int:
+    """How many prompts a file has, the first `limit` at most. All of it is checked."""
+    count = sum(1 for _ in records.prompts_of(path))
+    return min(count, limit or count)
 
 
 def describe(counts: Counter) -> str:

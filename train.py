@@ -23,6 +23,7 @@ from typing import Any
 
 from alignment.adapters import ALL_LINEAR, add_lora, quantisation, quantised, write_base_card
 from alignment.command_line import ArgumentParser, UserError, boolean, is_first, number, run, say
+from alignment.limits import add_limit_arguments
 from alignment.model_cards import write_card
 from alignment.pretrained import check_model, contents, first_line, fit_embeddings, load_pretrained, training_tokenizer
 from alignment.run_cards import Run, checkpoint_to_resume, claim
@@ -118,12 +119,18 @@ def build_parser() -> ArgumentParser:
     flag("--save_strategy", default="no", choices=("no", "steps", "epoch"), help="checkpoints to resume from")
     flag("--save_steps", type=share, default=500, help="default 500")
     flag("--save_total_limit", type=positive, help="checkpoints kept; default all")
+    shown = (
+        "under --fsdp training goes on while a checkpoint is written; False: it waits, and no node holds a copy of its "
+        "shards, 12 bytes a weight; default True"
+    )
+    flag("--async_save", **{**switch, "default": True}, help=shown)
     flag("--resume_from_checkpoint", help="a checkpoint's folder, or True for the newest whole one there is")
     flag("--logging_steps", type=share, default=1, help="default 1")
     flag("--report_to", nargs="+", default=["none"], help="wandb, tensorboard, ...; default none")
     # FSDP
     flag("--fsdp", default="", help='"full_shard auto_wrap", "shard_grad_op auto_wrap", with "offload"; default off')
     flag("--fsdp_transformer_layer_cls_to_wrap", help="default the model's own layer class")
+    add_limit_arguments(parser)
     return parser
 
 
@@ -188,6 +195,14 @@ def main(args: argparse.Namespace) -> None:
             resume = checkpoint_to_resume(held, args.resume_from_checkpoint)
             train_args = training_arguments(args)
             template, sets, row_counts = load_data(args)
+            if args.plan:
+                from alignment.training.rehearsal import plan_objective
+
+                def build(items):
+                    model = load_model(args, template, train_args)
+                    return build_trainer(args, train_args, model, template, {"train": items})
+
+                plan_objective(args, train_args, sets["train"], build)
             # What is not named here is free to go before a fresh process looks at what was saved
             trainer = build_trainer(args, train_args, load_model(args, template, train_args), template, sets)
             train_and_save(args, trainer, template, row_counts, held, resume)
@@ -200,33 +215,54 @@ def main(args: argparse.Namespace) -> None:
 
 
 def load_data(args: argparse.Namespace):
-    """The template, items of "train" and "eval", and counts by reason for the run card."""
+    """The template, items of "train" and "eval", and counts by reason for the run card, which the first process has.
+
+    It alone reads rows; the ids that it makes of them are in --output_dir, where all processes map them.
+    """
+    from alignment.training.encoded import KeptItems
+    from alignment.training.ranks import check_seen, from_first
+
+    check_seen(args.output_dir)
+    template = load_template(args.template, training_tokenizer(args.model_name_or_path, args.cache_dir))
+    folders, row_counts = from_first(lambda: encode_data(args, template))
+    return template, {name: KeptItems(each) for name, each in folders.items()}, row_counts
+
+
+def encode_data(args: argparse.Namespace, template) -> tuple[dict[str, list[Path | None]], dict[str, dict]]:
+    """Folders of the items of "train" and "eval", one a file of rows, and counts by reason."""
     from alignment.training.batches import encode_examples
+    from alignment.training.encoded import forget_others, kept, print_of
 
     how = {"objective": args.objective, "output_key": args.output_key, "ties": args.ties}
     read = {"train": read_parts(args.data_path, limit=None if args.data_shares else args.limit, **how)}
     if args.eval_data_path:
         read["eval"] = read_parts([args.eval_data_path], limit=args.limit, **how)
-    tokenizer = training_tokenizer(args.model_name_or_path, args.cache_dir)
-    template = load_template(args.template, tokenizer)
-    sets, row_counts, reads_end = {}, {}, args.objective == "reward"
+    folders, row_counts = {}, {}
+    settings = {"max_length": args.model_max_length, "cut": args.objective == "reward"}
     for name, parts in read.items():
         for part in parts:
             part.drop_unusable(own_turns=template.takes_own_turns)
         if args.data_shares and name == "train":
             parts = mixed(parts, args.data_shares, args.limit, args.seed)
-        sets[name] = []
+        folders[name] = []
         for part in parts:
             if args.control and name == "train":
                 part.examples = control(part.examples, args.control, args.seed)
-            limits = (args.model_max_length, part.place)
-            items, too_long = encode_examples(part.examples, template, *limits, cut=reads_end)
+
+            def encode(part=part):
+                items, too_long = encode_examples(part.examples, template, place=part.place, **settings)
+                return items, {"too long": too_long}
+
+            rows = ([each.row, each.prompt, each.responses] for each in part.examples)
+            printed = print_of(template.tokenizer, rows, template=template.name, **settings)
+            folder, notes = kept(args.output_dir, printed, encode)
             template.say_spelled(part.source, [[each.prompt, *each.responses] for each in part.examples])
-            part.drop({"too long": too_long})
-            sets[name] += items
+            part.drop(notes)
+            folders[name].append(folder)
             say(f"{name}{f', {part.source}' if len(parts) > 1 else ''}: {part}")
         row_counts[name] = counts(parts)
-    return template, sets, row_counts
+    forget_others(args.output_dir, sum(folders.values(), []))
+    return folders, row_counts
 
 
 def training_arguments(args: argparse.Namespace):
@@ -401,6 +437,7 @@ def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
         items=sets["train"],
         eval_items=sets.get("eval"),
         packed=args.packing,
+        async_save=args.async_save,
         model=model,
         args=train_args,
         processing_class=template.tokenizer,
@@ -413,15 +450,20 @@ def build_trainer(args: argparse.Namespace, train_args, model, template, sets):
 def train_and_save(
     args: argparse.Namespace, trainer, template, row_counts: dict, held: Run, resume: Path | None
 ) -> None:
+    from alignment.training.checkpoints import check_checkpoint, keep_step
+    from alignment.training.limits import StopAtLimit
     from alignment.training.references import References
-    from alignment.training.saving import check_checkpoint, save_trained
+    from alignment.training.saving import save_trained
 
     if resume:
         check_checkpoint(trainer, resume)
+        trainer.rows_per_step = keep_step(trainer.args, resume)
     if args.objective == "dpo":
         start = contents(args.model_name_or_path, args.cache_dir)
         trainer.add_callback(References(trainer, args.output_dir, start))
     held.begin_training()
+    if args.budget_tokens or args.max_hours:
+        trainer.add_callback(StopAtLimit(trainer, args))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     final = evaluated(trainer) if args.eval_data_path else {}
 

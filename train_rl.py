@@ -27,6 +27,7 @@ from alignment.adapters import ALL_LINEAR, write_base_card
 from alignment.command_line import ArgumentParser, Progress, UserError, boolean, is_first, number, run, say
 from alignment.generation import record_seed
 from alignment.journal import key
+from alignment.limits import add_limit_arguments
 from alignment.model_cards import write_card
 from alignment.pretrained import check_model, load_pretrained, training_tokenizer
 from alignment.records import read_prompts, read_rows
@@ -117,6 +118,7 @@ def build_parser() -> ArgumentParser:
     flag("--save_total_limit", type=positive, default=2, help="checkpoints kept; default 2")
     flag("--resume_from_checkpoint", default="True", help="default True: the newest whole one, if any; or a folder")
     flag("--fsdp", default="", help='"full_shard" or "shard_grad_op": weights spread over ranks; default off')
+    add_limit_arguments(parser)
     return parser
 
 
@@ -207,7 +209,10 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
     from transformers import set_seed
     from transformers.utils import logging
 
+    from alignment.training.limits import StepLimits
     from alignment.training.ppo import KLController
+    from alignment.training.ranks import check_seen
+    from alignment.training.rehearsal import REHEARSED, plan_rl
     from alignment.training.rewards import Rewards
     from alignment.training.rl_build import as_trainer, load_models, rollout_engine, training_arguments
     from alignment.training.rl_models import tempered
@@ -220,6 +225,7 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
     set_seed(args.seed)
     train_args = training_arguments(args)
     accelerator = Accelerator(cpu=train_args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
+    check_seen(args.output_dir)
     device = accelerator.device
     rewards = Rewards(
         args.reward, cache_dir=args.cache_dir, device=device, judge=judge_from(args), folder=args.output_dir
@@ -232,6 +238,11 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
         say(f"--temperature {args.temperature}: replies, log-probabilities and KL are of the policy at it")
     per_step = args.rollout_batch_size // args.num_generations
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * len(rows) / per_step)
+    planned, limits = steps, StepLimits(args)
+    if args.plan:
+        steps = min(steps, REHEARSED)
+        if args.plan.hardware:
+            plan_rl(args, prompts, planned)
     policy, models, sharded = load_models(args, template, rewards, accelerator, train_args, steps)
     settings = Settings.of(args, pad_id=template.tokenizer.pad_token_id, accelerator=accelerator)
     sampler = Sampler(
@@ -240,12 +251,12 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
     )  # fmt: skip
     controller = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
     progressed = Progressed(args.output_dir, models, rewards, controller, run=key(**held.made_of))
-    if resume:
+    if resume and not args.plan:
         progressed.load(resume)
     held.begin_training()
     try:
         with tempered(models.policy.module, args.temperature):
-            answered = loop(args, steps, prompts, template, models, sampler, settings, controller, progressed)
+            answered = loop(args, steps, prompts, template, models, sampler, settings, controller, progressed, limits)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "no memory left on the device: give less --micro_batch_tokens or --generation_batch_size, or give "
@@ -253,14 +264,17 @@ def reinforce(args: argparse.Namespace, template, rows: list[dict], prompts: lis
         ) from error
     if sampler.engine is not None:
         sampler.engine.close()
+    if args.plan:
+        plan_rl(args, prompts, planned, progressed.history)
     results = {"prompts": len(rows), "steps": progressed.step, "stopped": progressed.stopped}
     results |= {"last": progressed.history[-1:], "unscored": dict(rewards.unscored)}
     items = [each.item for each in answered]
     return as_trainer(policy, accelerator, train_args, template.tokenizer, items, sharded=sharded), results
 
 
-def loop(args, steps, prompts, template, models, sampler, settings, controller, progressed) -> list:
-    """From step to step, until all are made or the KL is beyond --max_kl. Answers to the first prompts at the end."""
+def loop(args, steps, prompts, template, models, sampler, settings, controller, progressed, limits) -> list:
+    """From step to step, until all are made or the KL is beyond --max_kl. Answers to the first prompts at the end.
+    Raises UserError, with a checkpoint, where the run's limits are reached."""
     from transformers import set_seed
 
     from alignment.training import rl_monitor
@@ -321,8 +335,13 @@ def loop(args, steps, prompts, template, models, sampler, settings, controller, 
                 say(f"step {step + 1}: {words}")
             if progressed.step in moments and progressed.step < steps:
                 snapshot()
-            if args.save_steps and progressed.step % args.save_steps == 0:
+            limit = limits.reached(sum(len(each.prompt) + len(each.reply) for each in rollouts))
+            stops = limit and progressed.step < steps
+            if stops or (args.save_steps and progressed.step % args.save_steps == 0):
                 progressed.save(args.save_total_limit)
+            if stops:
+                told = f"stopped at {limit} after step {progressed.step} of {steps}; a checkpoint is saved"
+                raise UserError(f"{told}, and the same command goes on from it")
             if bar:
                 bar.update()
     return snapshot()

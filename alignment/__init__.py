@@ -9,7 +9,11 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     replays.py       a finished output again: hashed, and its stage run out of its journal
     outputs.py       may a run write here: writable, nothing that it reads, held by no other process
     records.py       rows in all their forms and formats: read and checked at the door, written whole
-    journal.py       finished requests on disk: crash, resume, exactly once
+    json_texts.py    JSON in one go, or a list of any size value by value; where its faults are
+    parquet.py       tables in Parquet, batch by batch
+    hub.py           data sets of the hub, or of its cache here
+    hashes.py        files, and rows of the hub, known by their contents
+    journal.py       finished requests on disk: crash, resume, exactly once; texts stay there
     pretrained.py    models and tokenizers from a folder or the hub, and what identifies one
     adapters.py      LoRA: how it is added, the base that it belongs to, and how that is quantised
     model_cards.py   README.md of a model's folder: what it is, made by what, of what, and what was measured
@@ -23,12 +27,17 @@ The contracts and the text half, which import neither torch nor vllm nor a model
     reward_measures.py  what a reward model's scores of them say: accuracy, calibration, what length explains
     static_hhh.py    static HHH: its rows, what a policy is asked
     truthfulqa.py    TruthfulQA: its rows, what a policy is asked, MC1 and MC2
+    limits.py        how many tokens and hours a run may take: the flags, and the engine that stops there
+    planning.py      what a stage would take, before it runs: its rehearsal, and the table of it
+    footprint.py     a model's and a training's memory and FLOPs, by formula
     generation.py    Request, Reply, Sampling, Engine, generate(): the contract that engines/ carries out
     asking.py        a reply that cannot be used is asked again, then counted
     filters.py       is this one text worth keeping?  One predicate a rule, each with a reason
     rouge.py         ROUGE-L, and a pool of texts that tells near-duplicates
     wording.py       what a text looks like: its words, how varied, does it loop, does it refuse
     ranking.py       many texts for one prompt: who beats whom, may it be a pair, which is best
+    best_of_n.py     candidates of a row: their rewards, which is the response, what n brings
+    comparisons.py   replies of ranked configurations -> pairs, and the counts on the way
     agreement.py     how far two measurements of the same things agree
     toxicity.py      the rows of RealToxicityPrompts, and a scorer that needs no server
     intervals.py     how sure a number is: Wilson, bootstrap, and the one way to print both
@@ -81,6 +90,7 @@ engines/, what runs models: `engine_from` and its flags in __init__.py;
     vllm_policy.py   vLLM beside a policy in training, whose weights it is handed
     vllm_failures.py why vLLM's processes ended, in a line, and that none outlives a run
     vllm_sampling.py in vLLM's own processes: sampling on a CPU without sorting the vocabulary
+    rehearsal.py     what stands in for engines and reward models in a plan, and times a few real rows
     perspective.py   Perspective's toxicity of texts, as an engine
 
 training/, what imports torch to learn or to score:
@@ -94,8 +104,13 @@ training/, what imports torch to learn or to score:
     reward_model.py  load, score(texts)
     likelihoods.py   how likely a policy finds given responses
     references.py    DPO's reference log-probabilities, computed once
+    encoded.py       ids of a set, made once and kept beside the run, mapped by all processes
+    ranks.py         several processes: what the first makes for all, and that all see its folder
+    checkpoints.py   checkpoints written beside the steps, in shards, and read by any number of processes
     saving.py        written, loaded again by a fresh process, and the same: one call for every script that saves
     checking.py      what that process asks, and how near the answers must be
+    rehearsal.py     what a training would take: a few of its steps, or formulas
+    limits.py        training that stops after a step, where a budget or hours say
     room.py          what fits where: weights on a card, over all cards, on the CPU
     ppo.py           PPO's and GRPO's equations, pure functions
     rewards.py       what reinforcement is after: reward models, functions, judges, with weights

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import reprlib
+import socket
 import subprocess
 import sys
 import time
@@ -208,11 +209,14 @@ def warn(line: str) -> None:
 
 
 def refuse(line: str) -> NoReturn:
-    """Exit with code 2 and this line. Of processes that torchrun started the first says it, the others wait for it."""
+    """Exit with code 2 and this line. Of processes that torchrun started the first says it, the others wait for it; and
+    then the first of another node does, whose fault may be its own."""
     if is_first():
         print(without_key(line), file=sys.stderr)
     else:
         time.sleep(5)  # torchrun stops all once one has ended
+        if os.environ.get("LOCAL_RANK") == "0":
+            print(f"process {os.environ['RANK']} on {socket.gethostname()}: {without_key(line)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -249,7 +253,9 @@ def run(parse_args: Callable[[], argparse.Namespace], main: Callable[[argparse.N
     hush()
     try:
         try:
-            main(parse_args())
+            args = parse_args()
+            plan = getattr(args, "plan", None)  # --plan: limits.plan
+            plan(main, args) if plan else main(args)
         except UserError as error:
             refuse(f"{script}: error: {error}")
         except KeyboardInterrupt:
@@ -320,6 +326,10 @@ class Progress:
             self.failed += 1
             self._bar.set_postfix(failed=self.failed, refresh=False)
         self._bar.update()
+
+    def skip(self, count: int) -> None:
+        """So many of the total were done before."""
+        self._bar.total -= count
 
     def __enter__(self) -> Progress:
         return self

@@ -5,7 +5,8 @@
 
 An engine has an `identity`, which with the request determines the reply, and `complete(requests, sampling)`, which
 yields (index, Reply) as requests finish, in any order: one for each request, whatever becomes of it. Nothing is loaded
-before the first request is made. A UserError ends the run: a wrong address, a key refused.
+before the first request is made. A UserError ends the run: a wrong address, a key refused. Of more requests than are to
+be held, `stream` gives the replies one by one.
 
 One request is one sample with a seed of its own, derived from --seed and the record's index: order, batch and resume do
 not matter. Several samples of a prompt are several requests; both local engines compute what their prompts share once.
@@ -17,13 +18,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alignment.command_line import Progress, UserError
 from alignment.journal import Journal, key
 
 Message = dict[str, str]
+T = TypeVar("T")
+AT_ONCE = 32_768  # requests that an engine is given: many times what any has in flight, and few enough to be held
 JANUS = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.03}  # the released inference code's sampling
 FIRST_SETTINGS = ("max_tokens", "temperature", "top_p", "stop")  # part of a journal's key whatever they are
 
@@ -44,12 +48,8 @@ class Sampling:
     @property
     def determinants(self) -> dict[str, Any]:
         """What of it determines a reply. What was added since the first journals counts where it is set."""
-        added = Sampling(0)
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name in FIRST_SETTINGS or value != getattr(added, name)
-        }
+        settings = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, usual) in settings.items() if name in FIRST_SETTINGS or value != usual}
 
 
 class Request(NamedTuple):
@@ -107,39 +107,80 @@ def generate(
     label: str,
     schema_retries: int = 3,
 ) -> list[Reply]:
-    """One reply per request, in their order. What the journal holds is not generated again; what finishes is added.
+    """`stream` as a list, where all replies are needed at once."""
+    how = {"journal": journal, "label": label, "total": len(requests), "schema_retries": schema_retries}
+    return list(stream(engine, requests, sampling, **how))
+
+
+def stream(
+    engine: Engine,
+    requests: Iterable[Request],
+    sampling: Sampling,
+    *,
+    journal: Journal,
+    label: str,
+    total: int,
+    schema_retries: int = 3,
+) -> Iterator[Reply]:
+    """One reply per request, in their order, of which AT_ONCE are held at a time, and there are `total`. What the
+    journal holds is not generated again; what finishes is added.
 
     Under a schema, a reply that does not follow it is asked for again with other seeds, `schema_retries` times, and
     then is "invalid". Whole replies of all tries are in the journal.
     """
-    replies = asked(engine, requests, sampling, journal, label)
-    if sampling.schema is None:
-        return replies
-    for attempt in range(schema_retries + 1):
-        wrong = [i for i, reply in enumerate(replies) if reply.text is not None and not follows(reply.text, sampling)]
-        if not wrong or attempt == schema_retries:
-            break
-        again = [Request(requests[i].prompt, record_seed(requests[i].seed, "schema", attempt)) for i in wrong]
-        for i, reply in zip(wrong, asked(engine, again, sampling, journal, f"{label}, again"), strict=True):
-            replies[i] = reply
-    for i in wrong:
-        replies[i] = Reply(None, f"invalid: no reply under the schema in {schema_retries + 1} tries")
-    return replies
+    with Progress(total, label) as progress:
+        for some in parts(requests, AT_ONCE):
+            replies = asked(engine, some, sampling, journal, progress)
+            if sampling.schema is not None:
+                ask_again(engine, some, replies, sampling, journal=journal, label=label, tries=schema_retries)
+            yield from replies
 
 
-def asked(engine: Engine, requests: Sequence[Request], sampling: Sampling, journal: Journal, label: str) -> list[Reply]:
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Items in lists of a size, and a shorter last one."""
+    items = iter(items)
+    while some := list(islice(items, size)):
+        yield some
+
+
+def asked(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, journal: Journal, progress: Progress
+) -> list[Reply]:
     keys = [request_key(engine, request, sampling) for request in requests]
     replies = [Reply(*found) if (found := journal.get(k)) else None for k in keys]
     pending = [i for i, reply in enumerate(replies) if reply is None]
+    progress.skip(len(requests) - len(pending))
     if pending:
-        with Progress(len(pending), label) as progress:
-            for position, reply in engine.complete([requests[i] for i in pending], sampling):
-                index = pending[position]
-                replies[index] = reply
-                if reply.text is not None:
-                    journal.add(keys[index], reply.text, reply.finish)
-                progress.update(failed=reply.text is None)
+        for position, reply in engine.complete([requests[i] for i in pending], sampling):
+            index = pending[position]
+            replies[index] = reply
+            if reply.text is not None:
+                journal.add(keys[index], reply.text, reply.finish)
+            progress.update(failed=reply.text is None)
     return replies
+
+
+def ask_again(
+    engine: Engine,
+    requests: Sequence[Request],
+    replies: list[Reply],
+    sampling: Sampling,
+    *,
+    journal: Journal,
+    label: str,
+    tries: int,
+) -> None:
+    """Put others in the place of replies that do not follow the schema."""
+    for attempt in range(tries + 1):
+        wrong = [i for i, reply in enumerate(replies) if reply.text is not None and not follows(reply.text, sampling)]
+        if not wrong or attempt == tries:
+            break
+        again = [Request(requests[i].prompt, record_seed(requests[i].seed, "schema", attempt)) for i in wrong]
+        with Progress(len(again), f"{label}, again") as progress:
+            for i, reply in zip(wrong, asked(engine, again, sampling, journal, progress), strict=True):
+                replies[i] = reply
+    for i in wrong:
+        replies[i] = Reply(None, f"invalid: no reply under the schema in {tries + 1} tries")
 
 
 def follows(text: str, sampling: Sampling) -> bool:

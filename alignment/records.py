@@ -1,9 +1,12 @@
-r"""Files at the door: read by one set of rules, checked, trusted after; written whole; and known by their contents.
+r"""Files at the door: read by one set of rules, checked, trusted after; and written whole.
 
-    prompts.txt                       one prompt a line
-    <model>-<demo>-<k>shot.json       [reply or null, ...], as long as prompts.txt
-    comparison.json                   [{"prompt", "chosen", "rejected", "meta": "a-vs-b"}, ...]
+    prompts.txt                       one prompt a line; .jsonl and .parquet: {"prompt"}
+    <model>-<demo>-<k>shot.json       [reply or null, ...], as long as the prompts; .jsonl and .parquet: {"response"}
+    comparison.json                   [{"prompt", "chosen", "rejected", "meta": "a-vs-b"}, ...]; .jsonl; .parquet
     any rows                          .json (a list), .jsonl, .csv, each plain or .gz; .parquet; a hub data set's name
+
+Prompts, replies and comparisons are read and written one by one, however many there are: `prompts_of`, `responses_of`,
+`rows_of`; `read_...` gives lists.
 
 The rules of every reader: a text is UTF-8, and a byte-order mark before it is no part of it. "\n" ends a line, and so
 does "\r\n"; nothing else does: a lone "\r", U+0085, U+2028 and U+2029 are text. JSON has no NaN and no Infinity, and
@@ -17,7 +20,6 @@ from __future__ import annotations
 import csv
 import errno
 import gzip
-import hashlib
 import json
 import math
 import os
@@ -25,23 +27,23 @@ import re
 import select
 import stat
 import sys
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+from alignment import parquet
 from alignment.command_line import UserError, why_unwritable
+from alignment.hub import read_hub
+from alignment.json_texts import SURROGATE, fault_of, list_values, not_utf8, parsed
 
 BAD = "BAD"  # what the released code writes for a reply that its filter dropped
 FILE_NAME = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
-REMEMBERED_FROM = 16 << 20  # bytes; a smaller file is hashed again in no time
-SURROGATE = re.compile("[\ud800-\udfff]")
+PROMPTS, RESPONSES = (".txt", ".jsonl", ".parquet"), (".json", ".jsonl", ".parquet")  # their forms, the usual one first
 UNHEARD = 10_000  # milliseconds after which a pipe that nobody has opened for writing is given up
-SETTLED = 2_000_000_000  # nanoseconds after which a file system tells another write by its times
 
 
 # Bytes, text, JSON
@@ -85,7 +87,7 @@ def decoded(raw: bytes, path: Path, what: str, start: int = 0) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path} is not UTF-8 (byte {start + error.start}); save it as UTF-8") from None
+        raise not_utf8(f"{what} {path}", start + error.start) from None
     return text if start else text.removeprefix("\ufeff")
 
 
@@ -98,41 +100,9 @@ def read_text(path: Path, what: str) -> str:
     return text
 
 
-def parsed(text: str, place: str, *, is_line: bool = False) -> Any:
-    """What a JSON text holds. `place` names its file and, of JSON Lines, its line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f"column {error.colno}" if is_line else f"line {error.lineno}, column {error.colno}"
-        remedy = "; rows that are a line each go into .jsonl" if error.msg == "Extra data" and not is_line else ""
-        raise UserError(f"{place} is no JSON: {at}: {error.msg}{remedy}") from None
-    except RecursionError:
-        raise UserError(f"{place} is nested too deeply to be read") from None
-    except ValueError:
-        raise UserError(f"{place} has a whole number of more digits than Python reads (4300)") from None
-
-
 def read_json(path: Path, what: str) -> Any:
     """The value of a JSON file, NaN as Python writes it among them: a card or a configuration. Rows: `read_rows`."""
     return parsed(read_text(path, what), f"{what} {path}")
-
-
-def fault_of(value: Any) -> str | None:
-    """What in a value from JSON no reader takes, or None."""
-    waiting = [value]  # no recursion: a row may be nested more deeply than Python calls
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            if not value.isascii() and SURROGATE.search(value):
-                return "holds a lone surrogate, which is half of a character; remove it"
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                return "holds NaN or Infinity, which are no JSON; write null where a value is missing"
-        elif isinstance(value, dict):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list):
-            waiting += value
-    return None
 
 
 def is_number(value: Any) -> bool:
@@ -149,7 +119,11 @@ def is_hub_name(source: str | Path) -> bool:
 
 
 def read_rows(source: str | Path, what: str = "data") -> list[dict]:
-    """The rows of a source, one at least; `what` names it in errors.
+    return list(rows_of(source, what))
+
+
+def rows_of(source: str | Path, what: str = "data") -> Iterator[dict]:
+    """The rows of a source, one at least, one by one but for .csv and the hub; `what` names it in errors.
 
     A name's end tells how they are written. Of a pipe, or a file of another name, the first character does: "[" opens a
     list, anything else is JSON Lines. A row that is no object, or holds what no reader takes, is refused. NaN in a
@@ -159,20 +133,19 @@ def read_rows(source: str | Path, what: str = "data") -> list[dict]:
     if is_hub_name(source):
         rows = read_hub(str(source), what)
     elif kind == ".parquet":
-        rows = read_parquet(path, what)
+        rows = parquet_rows(path, what)
     elif kind == ".csv":
         rows = read_csv(path, what)
     elif kind == ".jsonl" or kind != ".json" and not opens_a_list(path, what):
-        rows = read_lines(path, what)
+        rows = lines_of(path, what)
     else:
-        rows = read_json(path, what)
-        if not isinstance(rows, list):
-            raise UserError(f"{what} {path} holds a {type(rows).__name__}, not a list of rows")
-        for number, row in enumerate(rows):
-            check_row(row, f"{what} {path}, row {number}", "is")
-    if not rows:
+        rows = list_of(path, what)
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
         raise UserError(f"{what} {source} has no rows")
-    return rows
+    yield first
+    yield from rows
 
 
 def opens_a_list(path: Path, what: str) -> bool:
@@ -180,18 +153,27 @@ def opens_a_list(path: Path, what: str) -> bool:
         return re.match(rb"(\xef\xbb\xbf)?\s*\[", file.read(1024)) is not None
 
 
-def read_lines(path: Path, what: str) -> list[dict]:
-    rows, start = [], 0
+def list_of(path: Path, what: str) -> Iterator[dict]:
+    """The rows of a JSON list, one by one."""
+    with opened(path, what) as file:
+        for number, row in enumerate(list_values(file, f"{what} {path}", "rows")):
+            check_row(row, f"{what} {path}, row {number}", "is")
+            yield row
+
+
+def lines_of(path: Path, what: str) -> Iterator[dict]:
+    """The rows of JSON Lines, one by one."""
+    start, is_empty = 0, True
     with opened(path, what) as file:
         for number, line in enumerate(file, 1):  # of bytes: nothing but b"\n" ends one
             text, place = decoded(line, path, what, start), f"{what} {path}, line {number}"
             start += len(line)
             if text.strip():
-                rows.append(parsed(text, place, is_line=True))
-                check_row(rows[-1], place, "holds")
-    if not rows:
+                row, is_empty = parsed(text, place, is_line=True), False
+                check_row(row, place, "holds")
+                yield row
+    if is_empty:
         raise UserError(f"{what} {path} is empty")
-    return rows
 
 
 def read_csv(path: Path, what: str) -> list[dict]:
@@ -222,62 +204,79 @@ def check_row(row: Any, place: str, verb: str) -> None:
             raise UserError(f"{place}: {key!r} {fault}")
 
 
-def read_parquet(path: Path, what: str) -> list[dict]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{what} {path}: reading parquet needs the package pyarrow; pip install pyarrow") from None
+def parquet_rows(path: Path, what: str, column: str | None = None) -> Iterator[dict]:
+    """The rows of a table, one by one, of all columns or of one."""
     with opened(path, what) as file:
-        try:  # without threads: one that is still at another column of a broken file aborts the process at its end
-            return pyarrow.parquet.ParquetFile(file).read(use_threads=False).to_pylist()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{what} {path} has a text that is not UTF-8: {error.object[:40]!r}") from None
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{what} {path} is no parquet file: {error}".split("\n")[0]) from None
-        except (ValueError, OverflowError) as error:  # a time of the year 38,500
-            raise UserError(f"{what} {path} has a value that cannot be read: {error}") from None
+        yield from parquet.rows(file, f"{what} {path}", column)
 
 
-@cache
-def read_hub(name: str, what: str) -> list[dict]:
-    """The train split of a data set on the hub, or in its cache. It is asked for twice: to hash it, and to use it."""
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"{what} {name} does not exist (and is no owner/name of the hub)")
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{what} {name}: the hub needs the package datasets; pip install datasets") from None
-    try:
-        return datasets.load_dataset(name, split="train").to_list()
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, ValueError, FileNotFoundError) as error:
-        raise UserError(f"{what} {name} does not exist here nor on the hub: {str(error).splitlines()[0]}") from None
-    except RuntimeError as error:  # it is a script, which datasets runs no more
-        raise UserError(f"{what} {name} cannot be had: {str(error).splitlines()[0]}; give one of its files") from None
+# Prompts, replies, comparisons: as many as there are
 
 
-def hub_file(repository: str, name: str, what: str, remedy: str) -> Path:
-    """A file of a data set on the hub, from there or from its cache. Raises UserError, which ends in the remedy."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{what} cannot be had from the hub ({reason}); {remedy}") from None
+def found(folder: Path, name: str, forms: Sequence[str]) -> Path | None:
+    """The file of a name in one of its forms, or None. Raises UserError where it is there in two."""
+    there = [path for form in forms if (path := folder / f"{name}{form}").exists()]
+    if len(there) > 1:
+        raise UserError(f"both {there[0]} and {there[1].name} are there; remove the one that is not meant")
+    return there[0] if there else None
 
 
-# Prompts and replies
+def to_write(folder: Path, name: str, forms: Sequence[str], kind: str | None) -> Path:
+    """The file of a name in the form that --file_type asks for, by default the usual one. Raises UserError where it is
+    there in another: its readers would not know which is meant."""
+    path = folder / f"{name}{forms[0] if kind in (None, 'json') else f'.{kind}'}"
+    if (there := found(folder, name, forms)) not in (None, path):
+        raise UserError(f"{there} is there already; remove it, or give the --file_type of its name")
+    return path
+
+
+def prompts_file(folder: Path) -> Path:
+    path = found(folder, "prompts", PROMPTS)
+    if path is None:
+        missing = folder / "prompts.txt"
+        raise UserError(f"{missing} does not exist; make it with --mode pg, or put one prompt a line there")
+    return path
+
+
+def rows_under(path: Path, what: str, column: str) -> Iterator[Any]:
+    """What .jsonl or .parquet has in a column, one by one."""
+    rows = parquet_rows(path, what, column) if path.suffix == ".parquet" else lines_of(path, what)
+    for number, row in enumerate(rows):
+        if column not in row:
+            raise UserError(f"{what} {path}, row {number} has no {column!r}, but {', '.join(row) or 'nothing'}")
+        yield row[column]
+
+
+def prompts_of(path: Path) -> Iterator[str]:
+    """The prompts of a file, one by one, none of them blank: every response file is aligned with them."""
+    if path.suffix in PROMPTS[1:]:
+        number = -1
+        for number, prompt in enumerate(rows_under(path, "prompts", "prompt")):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise UserError(f"prompts {path}, row {number} has no text under 'prompt'")
+            yield prompt
+        if number < 0:
+            raise UserError(f"prompts {path} is empty")
+        return
+    start, blank, is_empty = 0, 0, True
+    with opened(path, "prompts") as file:
+        for number, raw in enumerate(file, 1):
+            line = decoded(raw, path, "prompts", start)
+            start += len(raw)
+            blank = blank or (0 if line.strip() else number)
+            is_empty = is_empty and not line.strip()
+            if not blank:
+                yield line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
+            elif not is_empty:
+                break
+    if is_empty:
+        raise UserError(f"prompts {path} is empty")
+    if blank:
+        raise UserError(f"prompts {path}, line {blank} is blank; remove it before any response is generated")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """prompts.txt. A blank line inside is an error: every response file is aligned with the lines."""
-    lines = read_text(path, "prompts").removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise UserError(f"prompts {path}, line {number} is blank; remove it before any response is generated")
-    return lines
+    return list(prompts_of(path))
 
 
 def one_line(text: str) -> str | None:
@@ -287,21 +286,50 @@ def one_line(text: str) -> str | None:
     return text if text and "\n" not in text and text[0] != "\ufeff" and not SURROGATE.search(text) else None
 
 
-def read_responses(path: Path, num_prompts: int, limit: int | None = None) -> list[str | None]:
-    """One reply per prompt, null where none came; the first `limit`. Files of the released code are read too."""
-    rows = read_json(path, "response file")
-    if not isinstance(rows, list):
-        raise UserError(f"response file {path} holds a {type(rows).__name__}, not a list of replies")
-    more = len(rows) - num_prompts
+def replies_of(path: Path) -> Iterator[str | None]:
+    """The replies of a response file, one by one, null where none came. Files of the released code are read too."""
+    what = "response file"
+    with ExitStack() as files:
+        if path.suffix in RESPONSES[1:]:
+            replies = rows_under(path, what, "response")
+        else:
+            replies = list_values(files.enter_context(opened(path, what)), f"{what} {path}", "replies")
+        for row, reply in enumerate(replies):
+            is_reply = reply is None or isinstance(reply, str)
+            if fault := fault_of(reply) if is_reply else f"is a {type(reply).__name__}, not a string or null":
+                raise UserError(f"{what} {path}, row {row} {fault}")
+            yield reply
+
+
+def responses_of(path: Path, num_prompts: int, limit: int | None = None) -> Iterator[str | None]:
+    """One reply per prompt; after the last a UserError where there are not as many, or with a `limit` fewer."""
+    count = 0
+    for count, reply in enumerate(replies_of(path), 1):
+        if count <= num_prompts:
+            yield reply
+    more = count - num_prompts
     if more < 0 or (more > 0 and limit is None):
         told = f"{abs(more)} {'more' if more > 0 else 'fewer'} than the {num_prompts} prompts"
         remedy = "it was made for another prompts.txt" if more > 0 else "complete it with --mode rg, or give --limit"
-        raise UserError(f"response file {path} has {len(rows)} replies, {told}; {remedy}")
-    for row, reply in enumerate(rows):
-        is_reply = reply is None or isinstance(reply, str)
-        if fault := fault_of(reply) if is_reply else f"is a {type(reply).__name__}, not a string or null":
-            raise UserError(f"response file {path}, row {row} {fault}")
-    return rows[:num_prompts]
+        raise UserError(f"response file {path} has {count} replies, {told}; {remedy}")
+
+
+def read_responses(path: Path, num_prompts: int, limit: int | None = None) -> list[str | None]:
+    return list(responses_of(path, num_prompts, limit))
+
+
+def write_prompts(path: Path, prompts: Iterable[str]) -> None:
+    if path.suffix in PROMPTS[1:]:
+        write_rows(path, ({"prompt": prompt} for prompt in prompts), like={"prompt": ""})
+    else:
+        write_whole(path, (prompt + "\n" for prompt in prompts))
+
+
+def write_responses(path: Path, replies: Iterable[str | None]) -> None:
+    if path.suffix in RESPONSES[1:]:
+        write_rows(path, ({"response": reply} for reply in replies), like={"response": ""})
+    else:
+        write_whole(path, json_list(replies))
 
 
 # Written whole
@@ -316,24 +344,53 @@ def json_list(rows: Iterable[Any]) -> Iterator[str]:
     yield "\n]\n" if separator == ",\n" else "[]\n"
 
 
+def write_rows(path: Path, rows: Iterable[dict], like: dict) -> None:
+    """Write rows as they come, in the form that the name's end tells; all have the keys, and texts at the places, that
+    `like` has."""
+    if path.suffix == ".parquet":
+        with writing_whole(path, mode="xb") as file:
+            parquet.write(file, rows, like, partial(refusing, path))
+    elif path.suffix == ".jsonl":
+        write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        write_whole(path, json_list(rows))
+
+
 def write_whole(path: Path, pieces: Iterable[str]) -> None:
     """Write text so that a crash leaves the old file or the new one, never a part, and of writers at once the last
     one's. Makes the folder."""
+    # Half a character can come from a file's name alone, as no reader takes one; its escape is JSON
+    how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n", "buffering": 1 << 20}
+    with writing_whole(path, mode="x", **how) as file:
+        for piece in pieces:
+            try:
+                file.write(piece)
+            except OSError as error:
+                raise unwritable(path, error) from None
+
+
+@contextmanager
+def writing_whole(path: Path, **how: Any) -> Iterator[IO]:
+    """A file under a temporary name in the same folder, opened as `how` says, which is synced and takes the place of
+    `path` where nothing is raised. Makes the folder."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Half a character can come from a file's name alone, as no reader takes one; its escape is JSON
-        how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n", "buffering": 1 << 20}
-        with temporary.open("x", **how) as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
+        with refusing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open(**how)
+        try:
+            yield file  # what makes the rows may raise anything, also an OSError of its own
+            with refusing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with suppress(OSError):  # where it could not be written, it would write once more
+                file.close()
+        with refusing(path):
+            os.replace(temporary, path)
+    except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # no space, no permission
-            raise UserError(f"{path} cannot be written: {why_unwritable(error)}") from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -343,57 +400,14 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
         os.close(folder)
 
 
-# Known by their contents
-
-
-def digest(source: str | Path, what: str = "data") -> str:
-    """sha256 of what a reader gets from a source: a file's or a pipe's bytes, the rows of a data set on the hub."""
-    if not is_hub_name(source):
-        return sha256(Path(source), what)
-    found = hashlib.sha256()
-    for row in read_rows(source, what):
-        found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    return found.hexdigest()
-
-
-def sha256(path: Path, what: str = "file") -> str:
-    """sha256 of a file's bytes, remembered where it is large. Raises UserError where it cannot be read."""
-
-    def of(path: Path) -> str:
-        with opened(path, what, unpack=False) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return remembered(path, "sha256", of)
-
-
-def remembered(path: Path, kind: str, compute: Callable[[Path], Any]) -> Any:
-    """`compute(path)`, or for a large file what it gave before, as long as the file is the same by its times.
-
-    `kind` names what is computed, a value that JSON can hold. It is kept in the user's cache folder where that can be
-    written, but not of a file so young that another write might leave its times as they are.
-    """
-    if not os.path.isfile(path):
-        return compute(path)  # a pipe, or nothing, of which it says so
-    before, now = path.stat(), time.time_ns()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "alignment-without-labels"
-    if before.st_size < REMEMBERED_FROM or not folder.is_absolute():
-        return compute(path)
-    name = f"{kind} {path.resolve()}"
-    note = folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
-    state = [name, *stamp(before)]
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """A UserError of what the file system says: no space, no permission."""
     try:
-        kept = json.loads(note.read_text(encoding="utf-8"))
-        if kept["state"] == state:
-            return kept["value"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # none, or a damaged one
-    value = compute(path)
-    if now - before.st_mtime_ns >= SETTLED and stamp(path.stat()) == stamp(before):
-        with suppress(UserError):
-            write_whole(note, [json.dumps({"state": state, "value": value}) + "\n"])
-    return value
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
-def stamp(found: os.stat_result) -> list[int]:
-    """What changes when a file does: its modification time can be set back, the change time of its inode cannot."""
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+def unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written: {why_unwritable(error)}")

@@ -32,9 +32,10 @@ from alignment.asking import NOT_ASKED
 from alignment.command_line import REPOSITORY, UserError
 from alignment.engines import engine_from
 from alignment.generation import Reply, Request, Sampling, request_key
+from alignment.hashes import digest
 from alignment.journal import finished
 from alignment.pretrained import contents, local_folder
-from alignment.records import digest, opened, write_whole
+from alignment.records import opened, write_whole
 from alignment.run_cards import hash_of, read_card, run_card_path
 
 # Stages that ask a model, and those that derive their output from other stages' alone

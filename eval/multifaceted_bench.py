@@ -79,6 +79,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         parser.error("--responses needs --model_name_or_path JUDGE, who grades them")
     if bool(args.ablate) != bool(args.policy):
         parser.error("--ablate and --policy MODEL are given together")
+    if args.ablate and args.plan:
+        parser.error("--plan is for --responses: the log-probabilities of --ablate are known by computing them")
     if args.ablate and args.model_name_or_path and not args.policy_max_new_tokens:
         parser.error("--policy_max_new_tokens 0 writes no answers, so --model_name_or_path JUDGE has none to grade")
     return args

@@ -80,8 +80,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     add("--batch_size", type=positive, default=256, help="hf: sequences decoded together at most (default: 256)")
     shown = "pairs for each part of the judge's self-test, 0 for no test (default: 20)"
     add("--self_test", type=number(int, 0), default=20, metavar="N", help=shown)
-    shown = "tokens of prompts and replies at most, at 4 characters a token (default: no limit)"
-    add("--budget_tokens", type=positive, help=shown)
     shown = "asks no more of a pair of models once its win rate is on one side of a half (default: False)"
     add("--until_decided", **switch, help=shown)
     add("--reparse", **switch, help="asks nothing: reads what the journal holds, by a parser that was mended")
@@ -106,7 +104,8 @@ def main(args: Namespace) -> None:
     models = read_models(paths, questions, args.limit)
     pairs = [(name, list(models)[-1]) for name in list(models)[:-1]] if args.reference else [*combinations(models, 2)]
     asked = turns_asked(questions[: args.limit], models, pairs)
-    engine = engine_from(args) if args.model_name_or_path else None
+    unlimited = Namespace(**vars(args) | {"budget_tokens": None})  # the judge keeps to it, and gives a valid result
+    engine = engine_from(unlimited) if args.model_name_or_path else None
     scorer = scorer_from(args) if args.reward_model else None
     read = {"inputs": [source, *paths], "models": [*(models_read(args) if engine else []), *models_scored_by(args)]}
     with claim(args.output_file, args, script=__file__, **read, cache_dir=args.cache_dir) as held:
@@ -144,11 +143,12 @@ def main(args: Namespace) -> None:
 
 
 def read_models(paths: Sequence[str], questions: list[Question], limit: int | None) -> dict[str, list[tuple]]:
-    """{model: for each question its answers}, named as all of its rows say, or else by their files."""
+    """{model: for each question its answers}, named as all rows of its file say, or else as the file is."""
+    files = names_of(paths, "--answers")
     found = [read_answers(path, questions, limit) for path in paths]
-    names = [name for name, _ in found]
-    if None in names or len(set(names)) < len(names):
-        names = names_of(paths, "--answers")
+    names = [name or file for (name, _), file in zip(found, files, strict=True)]
+    if len(set(names)) < len(names):
+        names = files
     return {name: texts for name, (_, texts) in zip(names, found, strict=True)}
 
 
@@ -165,7 +165,7 @@ def turns_asked(
                 if a is None or b is None:
                     break
                 reference = question.reference[turn - 1] if turn <= len(question.reference) else None
-                pair = Pair(f"{question.id} {turn}", text, a, b, reference, earlier)
+                pair = Pair(f"{question.id} {turn}", text, a, b, reference, earlier, question.category)
                 told = (question.category, question.difficulty)
                 own.append((Outcome(at, turn, Compared(()), (len(a), len(b)), *told), pair))
                 earlier += ((text, a, b),)
@@ -186,7 +186,7 @@ def judge_from(args: Namespace, engine: Any, scorer: Any, journal: Journal) -> C
         SilentEngine(engine) if args.reparse else engine,
         Sampling(args.max_new_tokens, args.temperature, args.top_p, stop, schema=schema),
         journal,
-        budget=args.budget_tokens,
+        budget=args.budget_tokens and args.budget_tokens.most - args.budget_tokens.spent,
         schema_retries=args.schema_retries,
         scores=args.scores,
         as_json=args.as_json,
@@ -319,6 +319,11 @@ def show(summary: dict[str, Any]) -> None:
         told = [(what, rated(own), own["n"] if own else 0) for what, own in parts]
         print(table([("the judge's self-test", "%", "pairs"), *told]))
     print(table(rows))
+    for pair in summary["pairs"]:
+        if sums := pair.get("one_by_one", {}).get("scores"):  # earlier results have none
+            told = ", ".join(f"{pair['one_by_one'][name]:,} {name}" for name in ("wins", "ties", "losses"))
+            scores = " to ".join(f"{each:,g}" for each in sums)
+            print(f"{pair['first']} - {pair['second']}, each order for itself: {told}; scores {scores} in sum")
     if summary["ladder"]:
         told = [
             (
@@ -338,9 +343,7 @@ def show(summary: dict[str, Any]) -> None:
         )
         print(f"lean to the answer that is shown first, from -1 to 1: {told}{more}")
     if apart := [
-        f"{pair['first']} and {pair['second']}"
-        for pair in summary["pairs"]
-        if pair["length_controlled"] and max(pair["longer"]) > NEARLY
+        f"{pair['first']} and {pair['second']}" for pair in summary["pairs"] if max(pair.get("longer", [0])) > NEARLY
     ]:
         print(f"one is nearly always longer, so that its length can hardly be told from the model: {', '.join(apart)}")
     for name, count in summary["without_answer"].items():

@@ -4,7 +4,7 @@ r"""The papers' benchmarks of a policy, and those that a reward model can be ask
     python eval/run_evaluation.py --benchmark_name hhh --data_path hhh_eval.json --model_name_or_path MODEL
     python eval/run_evaluation.py --benchmark_name truthful --model_name_or_path MODEL --output_dir outputs/eval
     python eval/run_evaluation.py --benchmark_name vicuna --data_path question.jsonl --model_name_or_path MODEL \
-        --output_dir outputs/eval
+        --baseline_model_name BASE --judge_model JUDGE --judge_api_base http://host:8000/v1 --output_dir outputs/eval
     python eval/run_evaluation.py --benchmark_name hhh --data_path hhh_eval.json --reward_model outputs/rm
     python eval/run_evaluation.py --benchmark_name pairs --data_path comparison.json --reward_model outputs/rm
 
@@ -13,18 +13,22 @@ r"""The papers' benchmarks of a policy, and those that a reward model can be ask
     truthful   mc_task.json or TruthfulQA.csv (default: from the hub): MC1 as ALMoST asks it, whether a choice is true
                or false; MC1 and MC2 by log-likelihood after six questions with answers, on the subjects of the usual
                primer in our words; of a reward model MC1, the true choice's reward being the highest
-    vicuna     rows {"question_id", "text", "category"}: answers, sampled as the paper does, to be judged
+    vicuna     rows {"question_id", "text", "category"}: answers, sampled as the paper does, and with a --judge_model
+               scores from 1 to 10 of them and the baseline's, in both orders, as eval/pairwise.py gives them
     pairs      what train.py reads for reward models, by `meta` where rows have one; eval/reward_model.py tells more
 
 Prints each number with its 95% interval, and with --baseline_model_name what it is above that model's, item by item.
-<output_dir>/<model>.<benchmark>.json has them with every item's scores, or the answers; a run card is beside it.
+<output_dir>/<model>.<benchmark>.json has them with every item's scores, or the answers; a run card is beside it. What a
+judge says goes to <output_dir>/<model>-vs-<baseline>.vicuna.json, as eval/pairwise.py writes it.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +36,12 @@ import numpy as np
 
 from alignment.choices import GROUPS, read_choices
 from alignment.command_line import ArgumentParser, UserError, number, run, table
-from alignment.engines import add_engine_arguments, engine_from, models_read
+from alignment.engines import BACKENDS, add_engine_arguments, engine_from, models_read
 from alignment.generation import Request, Sampling, generate, record_seed, refuse_failures
 from alignment.intervals import bootstrap, paired_bootstrap, percent, wilson, with_interval
 from alignment.journal import Journal
+from alignment.judging.answers import Question as VicunaQuestion
+from alignment.judging.answers import read_answers
 from alignment.judging.answers import read_questions as read_questions_of
 from alignment.records import fault_of, json_list, read_json, write_whole
 from alignment.reward_measures import accuracy, by_group, credit
@@ -51,6 +57,7 @@ WHERE = {
 }
 BENCHMARKS = ("hhh", "truthful", "vicuna", "pairs")
 VICUNA = {"max_tokens": 1024, "temperature": 0.7, "top_p": 1.0}  # ALMoST, appendix; FastChat's
+JUDGING = "--scores --temperature 0.2 --max_new_tokens 1024".split()  # the same
 MEASURES = {
     "mc1_true_or_false": "MC1, asked true or false",
     "mc1": "MC1, likelihood",
@@ -66,7 +73,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     flag("--data_path", type=Path, help="the benchmark's rows (default: the hub's, of truthful)")
     flag("--model_name_or_path", metavar="MODEL", help="a policy: any causal model, or an adapter")
     flag("--reward_model", metavar="MODEL", help="a reward model as train.py saves it: hhh, truthful, pairs")
-    flag("--baseline_model_name", metavar="MODEL", help="another of the same kind, beside which it is measured")
+    shown = "another of the same kind, beside which it is measured; of vicuna, its answers' file will do"
+    flag("--baseline_model_name", metavar="MODEL", help=shown)
     flag("--output_dir", type=Path, help="where <model>.<benchmark>.json goes; default: only printed, but for vicuna")
     flag("--output_path", type=Path, help="the same as a file's name")
     flag("--batch_tokens", type=number(int, 1), default=8192, help="tokens a batch with padding; default 8192")
@@ -80,6 +88,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     shown = "vicuna: default the one that the model says it was trained with, else almost, the paper's"
     flag("--template", choices=CHOICES, help=shown)
     flag("--batch_size", type=number(int, 1), default=256, help="vicuna with hf: sequences in flight; default 256")
+    shown = "vicuna: a model that judges the answers beside the baseline's: folder, hub or served name"
+    flag("--judge_model", metavar="JUDGE", help=f"{shown} (default: none; the command that judges is printed)")
+    flag("--judge_backend", choices=BACKENDS, help="what runs the judge (default: openai, a server)")
+    flag("--judge_api_base", help="the judge's server, http://host:port/v1; key from OPENAI_API_KEY")
     add_engine_arguments(parser)
     args = parser.parse_args(argv)
     if bool(args.model_name_or_path) == bool(args.reward_model):
@@ -94,6 +106,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error("--benchmark_name vicuna writes answers: give --output_dir")
     if args.benchmark_name == "vicuna" and args.baseline_model_name and args.output_path:
         parser.error("--baseline_model_name has answers of its own: give --output_dir")
+    for name in ("plan", "budget_tokens", "max_hours") if args.benchmark_name != "vicuna" else ():
+        if getattr(args, name):
+            parser.error(f"--{name} is for --benchmark_name vicuna, which asks; --limit tries {args.benchmark_name}")
+    if args.plan and args.judge_model:
+        parser.error("--plan is of the answers: leave out --judge_model, and plan eval/pairwise.py apart")
+    if args.judge_model and not (args.benchmark_name == "vicuna" and args.baseline_model_name):
+        parser.error("--judge_model compares answers: it is for --benchmark_name vicuna with a --baseline_model_name")
+    if args.judge_model and args.judge_backend in (None, "openai") and not args.judge_api_base:
+        parser.error("--judge_model needs --judge_api_base, a server's address, or another --judge_backend")
     if not args.data_path and args.benchmark_name in WHERE:
         parser.error(f"--benchmark_name {args.benchmark_name} needs --data_path: {WHERE[args.benchmark_name]}")
     return args
@@ -289,32 +310,63 @@ def show(found: dict, models: Sequence[str]) -> None:
 
 
 def answer(args: Namespace, data: Path) -> None:
-    """Answers of the model, and of the baseline where there is one, each to a file of its own."""
-    models = [name for name in (args.model_name_or_path, args.baseline_model_name) if name]
-    rows = read_asked(data)[: args.limit]
-    outputs = [output_of(args, model) for model in models]
-    if len({*outputs}) < len(outputs):
-        raise UserError(f"--model_name_or_path and --baseline_model_name would both be written to {outputs[0]}")
-    for model, output in zip(models, outputs, strict=True):
-        answer_by(
-            Namespace(**vars(args) | {"model_name_or_path": model, "baseline_model_name": None}), data, rows, output
-        )
-    files = " ".join(str(output) for output in outputs) + ("" if len(outputs) > 1 else " OTHER.vicuna.json")
-    judged = (
-        f"python eval/pairwise.py --answers {files} --scores --model_name_or_path JUDGE --output_file verdicts.json"
-    )
-    print(f"to be judged by: {judged}")
+    """Answers of the model, and of the baseline unless it is a file of them, each to a file of its own; and what the
+    judge says of them, or the command that asks one. All that can be refused is, before anything is generated."""
+    model, baseline = args.model_name_or_path, args.baseline_model_name
+    questions = read_asked(data)
+    given = [Path(baseline)] if baseline and Path(baseline).is_file() else []
+    models = [model, baseline] if baseline and not given else [model]
+    outputs = [output_of(args, name) for name in models]
+    answers = [*outputs, *given]
+    if len({path.resolve() for path in answers}) < len(answers):
+        raise UserError(f"--model_name_or_path and --baseline_model_name both have their answers in {outputs[0]}")
+    for path in given:
+        read_answers(str(path), questions, args.limit)
+    words = judging(args, data, answers if baseline else [*outputs, Path("OTHER.vicuna.json")])
+    judge = judge_from(args, words) if args.judge_model else None
+    for name, output in zip(models, outputs, strict=True):
+        own = {key: value for key, value in vars(args).items() if not key.startswith("judge_")}
+        own |= {"model_name_or_path": name, "baseline_model_name": None}
+        answer_by(Namespace(**own), data, questions[: args.limit], output)
+    if judge:
+        judge()
+    else:
+        print(f"to be judged by: python eval/pairwise.py {shlex.join(words)}")
 
 
-def read_asked(path: Path) -> list[dict]:
-    """The questions as rows of what is written. Raises UserError that names file, row and key."""
+def judging(args: Namespace, data: Path, answers: Sequence[Path]) -> list[str]:
+    """The words with which eval/pairwise.py judges two files of answers as the paper does."""
+    first, second = (path.stem.removesuffix(".vicuna") for path in answers)
+    verdicts = answers[0].with_name(f"{first}-vs-{second}.vicuna.json")
+    words = ["--answers", *map(str, answers), "--questions", str(data), *JUDGING, "--output_file", str(verdicts)]
+    words += ["--seed", str(args.seed), *(["--limit", str(args.limit)] if args.limit else [])]
+    if not args.judge_model:
+        return [*words, "--model_name_or_path", "JUDGE"]
+    words += ["--model_name_or_path", args.judge_model, "--backend", args.judge_backend or "openai"]
+    for flag, value in (("--api_base", args.judge_api_base), ("--cache_dir", args.cache_dir)):
+        words += [flag, str(value)] if value else []
+    return words
+
+
+def judge_from(args: Namespace, words: Sequence[str]) -> Callable[[], None]:
+    """What judges by these words, within this run's limits. Raises UserError for a judge that cannot be asked."""
+    import pairwise
+
+    limits = {"budget_tokens": args.budget_tokens, "max_hours": args.max_hours}
+    judged = Namespace(**vars(pairwise.parse_args(words)) | limits)
+    engine_from(judged)
+    return partial(pairwise.main, judged)
+
+
+def read_asked(path: Path) -> list[VicunaQuestion]:
+    """The questions. Raises UserError that names file, row and key."""
     questions = read_questions_of(path)
     if any(len(question.turns) > 1 for question in questions):
         raise UserError(f"questions {path} have several turns; they are not Vicuna's question.jsonl")
-    return [{"question_id": each.id, "category": each.category, "instruction": each.turns[0]} for each in questions]
+    return questions
 
 
-def answer_by(args: Namespace, data: Path, rows: list[dict], output: Path) -> None:
+def answer_by(args: Namespace, data: Path, questions: Sequence[VicunaQuestion], output: Path) -> None:
     engine = engine_from(args)
     args.template = template_name(args, "almost")
     with claim(
@@ -326,21 +378,28 @@ def answer_by(args: Namespace, data: Path, rows: list[dict], output: Path) -> No
         rendering = rendering_from(args, None)
         ends = (rendering.end_id,) if rendering.end else ()
         sampling = Sampling(**VICUNA, stop=rendering.stop, stop_ids=ends)
-        prompts = rendering.asked([{"instruction": row["instruction"]} for row in rows])
-        seeds = [record_seed(args.seed, "vicuna", row["question_id"]) for row in rows]
+        prompts = rendering.asked([{"instruction": each.turns[0]} for each in questions])
+        seeds = [record_seed(args.seed, "vicuna", each.id) for each in questions]
         requests = [Request(*each) for each in zip(prompts, seeds, strict=True)]
         with Journal(output) as journal:
             replies = generate(engine, requests, sampling, journal=journal, label=output.stem)
-        made_by = {"generator": Path(args.model_name_or_path.partition("?")[0]).name, "dataset": "vicuna"}
+        name = Path(args.model_name_or_path.partition("?")[0]).name
         told = [
-            row | {"output": reply.text and reply.text.strip()} | made_by
-            for row, reply in zip(rows, replies, strict=True)
+            {
+                "question_id": each.id,
+                "category": each.category,
+                "instruction": each.turns[0],
+                "output": reply.text and reply.text.strip(),
+                "generator": name,
+                "dataset": "vicuna",
+            }
+            for each, reply in zip(questions, replies, strict=True)
         ]
         write_whole(output, json_list(told))
         refuse_failures(replies)
         answered = sum(reply.text is not None for reply in replies)
-        held.finish({"questions": len(rows), "answers": answered})
-    print(f"{len(rows):,} questions -> {answered:,} answers: {output}")
+        held.finish({"questions": len(questions), "answers": answered})
+    print(f"{len(questions):,} questions -> {answered:,} answers: {output}")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def main(args: Namespace) -> None:
         if held.is_done():
             print(held.already())
             return show(read_json(args.output_file, "results"))
-        if isinstance(scorer, PerspectiveScorer):
+        if isinstance(scorer, PerspectiveScorer) and not args.plan:
             scorer.greet()
         held.begin()
         if said:
@@ -269,6 +269,8 @@ def generated(args: Namespace, engine: Any, prompts: Sequence[Scored], journal: 
         for sample in range(args.num_samples)
     ]
     found = generate(engine, requests, sampling, journal=journal, label="generations")
+    if args.plan:
+        args.plan.end()  # of what is asked; scores and perplexities are not planned
     if all(reply.text is None for reply in found):
         refuse_failures(found)
         raise UserError(f"none of {len(found):,} generations came ({dict(Counter(reply.finish for reply in found))})")

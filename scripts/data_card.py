@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.command_line import ArgumentParser, UserError, run
+from alignment.hashes import sha256
 from alignment.model_cards import flat, licence_of, portable, shown, shown_hash, words_of
-from alignment.records import read_prompts, read_rows, sha256, write_whole
+from alignment.records import read_prompts, read_rows, write_whole
 from alignment.run_cards import read_card
 
 MADE_BY = "Written by scripts/data_card.py"
@@ -52,7 +53,7 @@ def held_in(path: Path) -> str:
     """How many rows a file holds, and their keys."""
     if path.suffix == ".txt":
         return f"{len(read_prompts(path)):,} lines of text"
-    if path.suffix not in (".json", ".jsonl"):
+    if path.suffix not in (".json", ".jsonl", ".parquet"):
         return f"{path.stat().st_size:,} bytes"
     try:
         rows = read_rows(path)

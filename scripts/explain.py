@@ -26,7 +26,7 @@ from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
-from alignment import few_shot, records
+from alignment import comparisons, few_shot, records
 from alignment.command_line import ArgumentParser, UserError, boolean, number, run
 from alignment.generation import Request, record_seed
 from alignment.janus import preferences, rows, splits
@@ -177,10 +177,7 @@ def rows_of(path: Path, mode: str | None) -> list:
     if mode == "pg":
         return records.read_prompts(path)
     if mode == "rg":
-        found = records.read_json(path, "response file")
-        if not isinstance(found, list) or not all(isinstance(reply, str | None) for reply in found):
-            raise UserError(f"response file {path} is no list of replies")
-        return found
+        return list(records.replies_of(path))
     return list(rows.stage_rows(path, mode)) if mode in rows.STAGES else records.read_rows(path)
 
 
@@ -211,19 +208,19 @@ def spoken(request: Request) -> str:
 
 
 def comparison(trace: Trace, made: Made, path: Path, found: list, at: int) -> None:
-    stage, args, row = made.module, made.args(), found[at]
-    names, ranks = stage.parse_rubric(args.rubric)
-    prompts = records.read_prompts(path.with_name("prompts.txt"))[: args.limit]
-    files = [path.with_name(f"{name}.json") for name in names]
+    args, row = made.args(), found[at]
+    names, ranks = comparisons.parse_rubric(args.rubric)
+    prompts_file, *files = (path.with_name(file.name) for file in made.inputs)
+    prompts = records.read_prompts(prompts_file)[: args.limit]
     responses = [records.read_responses(file, len(prompts), args.limit) for file in files]
-    form = stage.in_messages if args.format == "messages" else dict
+    form = comparisons.in_messages if args.format == "messages" else dict
 
     def pairs(place: int) -> Iterator[dict]:
         """What cs makes of one prompt."""
         own = [[replies[place]] for replies in responses]
-        return map(form, stage.compare([prompts[place]], own, names, ranks, stage.Waterfall(names)))
+        return map(form, comparisons.compare([prompts[place]], own, names, ranks, comparisons.Waterfall(names)))
 
-    prompts_file, same = path.with_name("prompts.txt"), found[:at].count(row)
+    same = found[:at].count(row)
     places = (place for place in range(len(prompts)) if row in pairs(place))
     place = next(islice(places, same, None), None)  # of rows that are the same the n-th is of the n-th such prompt
     if place is None:
@@ -286,7 +283,7 @@ def answer(trace: Trace, made: Made, path: Path, found: list, at: int) -> None:
         trace.section(f"the user's message before it: dialogue {dialogue}, turn {place}")
         derivation = (args.seed, "user", dialogue, place)
         trace.request(made, again.found(derivation), derivation, turn["user"], is_so=is_so)
-    file = path.with_name("prompts.txt")
+    file = records.prompts_file(path.parent)
     trace.section(f"prompt: {file}, line {dialogue} from 0")
     trace.step(prompt, file, file, records.read_prompts(file), dialogue)
 

@@ -5,7 +5,7 @@
 #   DATA=benchmarks PYTHON=harness/bin/python bash scripts/lm_eval.sh outputs/cut-merged --limit 100
 #
 # Hardware   a GPU that holds the model; 2 cores for the embedded one with a --limit
-# Time       7B, everything: hours on one GPU; the embedded model, --limit 10: minutes on a CPU
+# Time       7B, everything: hours on one GPU; the embedded model with --limit 100: half an hour of one core
 # Expected   a table like CUT's table 2: LLaMA2-13b-chat 58.0, 79.9, 54.5 and 45.4
 #
 # The harness is a package of its own: pip install lm_eval==0.4.13, here or in an environment whose Python PYTHON names.

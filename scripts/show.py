@@ -8,6 +8,7 @@ import textwrap
 from itertools import zip_longest
 from pathlib import Path
 
+from alignment import records
 from alignment.command_line import ArgumentParser, UserError, run, table
 from alignment.records import read_json
 
@@ -34,9 +35,9 @@ def main(args) -> None:
     print("\n".join(f"{output_of(path).stat().st_size:>11,} bytes  {output_of(path)}" for path in cards))
     for path, card in others.items():
         print(f"{card['seconds']:>9,.0f} seconds  {output_of(path)}  ({card['script']})")
-    comparisons = args.folder / "comparison.json"
-    if comparisons.is_file():
-        print("\n" + side_by_side(read_json(comparisons, "comparisons")))
+    if comparisons := records.found(args.folder, "comparison", records.RESPONSES):
+        read = read_json if comparisons.suffix == ".json" else records.read_rows  # a list may be empty
+        print("\n" + side_by_side(read(comparisons, "comparisons")))
     answered = [output_of(path) for path, card in others.items() if card["script"] == "generate.py"]
     print(answers({path.stem: read_json(path, "answers") for path in answered}))
 

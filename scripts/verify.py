@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignment import records
+from alignment import hashes
 from alignment.asking import NOT_ASKED
 from alignment.command_line import ArgumentParser, UserError, commit, run
 from alignment.replays import Made, Replay
@@ -59,11 +59,11 @@ def main(args: Namespace) -> None:
 @contextmanager
 def hashed_again() -> Iterator[None]:
     """Large files too: a hash that was remembered tells nothing of a disk that lost a bit."""
-    before, records.REMEMBERED_FROM = records.REMEMBERED_FROM, math.inf
+    before, hashes.REMEMBERED_FROM = hashes.REMEMBERED_FROM, math.inf
     try:
         yield
     finally:
-        records.REMEMBERED_FROM = before
+        hashes.REMEMBERED_FROM = before
 
 
 def verified(card: Path) -> tuple[list[str], str]:

@@ -13,7 +13,6 @@ VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: tolerances and two ranks are for CPUs
 
 
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Of two workers (scripts/test.sh) one runs the slow tests first, as two vLLM at once take each other's memory and

@@ -13,7 +13,7 @@ import train
 from alignment.command_line import is_first, run, say
 from alignment.training import saving
 
-faulthandler.dump_traceback_later(100, exit=True)  # a rank left waiting for the other says where
+faulthandler.dump_traceback_later(200, exit=True)  # a rank left waiting for the other says where
 plain_init = AcceleratorState.__init__
 
 

@@ -1,10 +1,12 @@
 """studies/benchmark_table.py: a line of Markdown for each policy, reward model and control, from what was measured."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
-from alignment.command_line import UserError
+from alignment.command_line import REPOSITORY, UserError
 from alignment.intervals import with_interval
 from eval import reward_model
 from studies import benchmark_table
@@ -50,3 +52,15 @@ def test_the_table(tmp_path, capsys):
     assert told == f"Choices: {counts}" and how.endswith("a reward model's MC1 by its reward.")
     with pytest.raises(UserError, match="hhh.json does not exist"):
         benchmark_table.main(benchmark_table.parse_args([str(tmp_path / "none")]))
+
+
+def test_models_of_one_name_are_refused(tmp_path):
+    """Results are files of that name, of which the second would take the first's place."""
+    given = dict.fromkeys(("ANSWERS", "HHH", "DSP", "TRUTHFUL"), "none") | {
+        "POLICIES": "a/sft b/sft",
+        "PYTHON": "false",
+    }
+    command = ["bash", str(REPOSITORY / "studies" / "benchmark_table.sh")]
+    done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True)
+    said = "two of MODEL, POLICIES and REWARD_MODELS are called sft; give links of other names\n"
+    assert (done.returncode, done.stderr) == (2, said)

@@ -4,8 +4,6 @@ import gc
 import json
 import os
 import random
-from contextlib import nullcontext
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +13,6 @@ from torch import nn
 import finetune_unlikelihood
 import merge
 import train
-from alignment.command_line import UserError
 from alignment.training import checking, let_memory_grow, room, saving
 from alignment.training.batches import Sample
 
@@ -122,24 +119,6 @@ def test_memory_grows_unless_the_user_has_said_how(monkeypatch):
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
-def test_ranks_wait_for_the_first_longer_than_nccl_would(monkeypatch):
-    """Over gloo, for a day; where the first has ended meanwhile it has said why, and the others end without a trace."""
-    made, group = {}, object()
-    monkeypatch.setattr(torch.distributed, "new_group", lambda **values: made.update(values) or group)
-    monkeypatch.setattr(torch.distributed, "barrier", lambda where: made.update(met=where is group))
-    meet = saving.meeting(SimpleNamespace(accelerator=SimpleNamespace(num_processes=2)))
-    meet()
-    assert made == {"backend": "gloo", "timeout": timedelta(days=1), "met": True}
-
-    def closed(where):
-        raise RuntimeError("Connection closed by peer")
-
-    monkeypatch.setattr(torch.distributed, "barrier", closed)
-    with pytest.raises(UserError, match="the first process has ended"):
-        meet()
-    saving.meeting(SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)))()
-
-
 @pytest.fixture
 def cards(monkeypatch):
     """So many GiB free on each card, of which this process could give back 10 on the first."""
@@ -173,20 +152,3 @@ def test_size_counts_two_in_a_byte_of_four_bits(llama):
     packed = type("Params4bit", (nn.Parameter,), {})(torch.zeros(3, 1, dtype=torch.uint8), requires_grad=False)
     assert room.size(SimpleNamespace(parameters=lambda: [packed, nn.Parameter(torch.zeros(5))])) == 11
     assert room.size(llama) == llama.num_parameters()
-
-
-@pytest.mark.parametrize(
-    ("under_fsdp", "name", "said"),
-    [
-        (True, "pytorch_model_fsdp_0", None),
-        (False, "model.safetensors", None),
-        (False, "pytorch_model_fsdp_0", "is sharded: go on with torchrun and --fsdp"),
-        (True, "model.safetensors", "is not sharded: go on as it was made"),
-        (True, "pytorch_model_fsdp.bin", "is not sharded"),  # as earlier versions wrote it
-    ],
-)
-def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path, under_fsdp, name, said):
-    (tmp_path / name).write_text("") if "." in name else (tmp_path / name).mkdir()
-    trainer = SimpleNamespace(is_fsdp_enabled=under_fsdp)
-    with pytest.raises(UserError, match=said) if said else nullcontext():
-        saving.check_checkpoint(trainer, tmp_path)

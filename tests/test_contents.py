@@ -1,4 +1,4 @@
-"""Files that are written whole, and known by their contents: the second half of records.py."""
+"""Files that are written whole (records.py), and known by their contents (hashes.py)."""
 
 import gzip
 import hashlib
@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignment import records
+from alignment import hashes
 from alignment.command_line import UserError
-from alignment.records import digest, json_list, read_prompts, read_rows, remembered, sha256, write_whole
+from alignment.hashes import digest, remembered, sha256
+from alignment.hub import read_hub
+from alignment.records import json_list, read_prompts, read_rows, write_whole
 
 # Written whole
 
@@ -66,7 +68,7 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """A file that counts as large and as an hour old, and an empty cache."""
-    monkeypatch.setattr(records, "REMEMBERED_FROM", 4)
+    monkeypatch.setattr(hashes, "REMEMBERED_FROM", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "weights"
     path.write_bytes(b"four")
@@ -203,7 +205,7 @@ def hub(monkeypatch):
 
     missing = SimpleNamespace(DatasetNotFoundError=LookupError)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, exceptions=missing))
-    records.read_hub.cache_clear()
+    read_hub.cache_clear()
     return asked
 
 
@@ -236,5 +238,5 @@ def test_the_hash_of_a_file_is_of_its_bytes_and_that_of_the_hub_of_its_rows(tmp_
     before = digest("some/rows")
     assert digest("some/rows") == before and read_rows("some/rows") == [{"a": 1}] and len(hub) == 1
     monkeypatch.setitem(HUB, "some/rows", [{"a": 2}])
-    records.read_hub.cache_clear()
+    read_hub.cache_clear()
     assert digest("some/rows") != before

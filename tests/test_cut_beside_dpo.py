@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.adapters import write_base_card
 from alignment.command_line import UserError
-from alignment.judging.judgments import read_instructions
+from alignment.judging.judgments import BARE, read_instructions, read_judgments
+from alignment.templates import load_template
 from studies import preference_table, ultrafeedback_rows
 
 PAIR = {
@@ -42,7 +43,8 @@ def rows_of(tmp_path, rows, *flags):
 
 
 def test_pairs_are_all_of_unequal_score(tmp_path, capsys):
-    """Scores b 5, a 8, c 5, d 1: of six pairs all but b and c, the better one chosen; every response once."""
+    """Scores b 5, a 8, c 5, d 1: of six pairs all but b and c, the better one chosen; every response once, of which
+    the best of both instructions, One. and a, are satisfactory."""
     pairs, responses, instructions = rows_of(tmp_path, [PAIR, PUBLISHED])
     assert [(row["chosen"], row["rejected"]) for row in pairs] == [
         ("One.", "Two."), ("a", "b"), ("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")
@@ -50,6 +52,7 @@ def test_pairs_are_all_of_unequal_score(tmp_path, capsys):
     assert [row["prompt"] for row in pairs] == ["Say 1."] + ["Say 2."] * 5
     assert [row["output"] for row in responses] == ["One.", "Two.", "b", "a", "c", "d"]
     assert [row["id"] for row in responses] == list(range(6))
+    assert [row["judgment"] for row in responses] == [None, BARE, BARE, None, BARE, BARE]
     assert instructions == [{"instruction": "Say 1."}, {"instruction": "Say 2."}]
     assert read_instructions(tmp_path / "out" / "responses.json", with_output=True)[5]["instruction"] == "Say 2."
     counts = json.loads((tmp_path / "out" / "pairs.json.run.json").read_text())["counts"]
@@ -60,9 +63,28 @@ def test_blank_and_repeated_responses_are_counted_and_left_out(tmp_path):
     equal = PAIR | {"rejected": "One."}
     pairs, responses, instructions = rows_of(tmp_path, [PAIR, equal, PAIR | {"prompt": "?", "chosen": " "}])
     assert len(pairs) == 1 and [row["output"] for row in responses] == ["One.", "Two.", "One.", "Two."]
+    assert read_judgments(tmp_path / "out" / "responses.json") == responses
     assert [row["instruction"] for row in instructions] == ["Say 1.", "?"]
     counts = json.loads((tmp_path / "out" / "pairs.json.run.json").read_text())["counts"]
     assert counts["blank or repeated responses"] == 2
+
+
+def test_an_instruction_that_does_not_fit_is_left_out(tmp_path, model_folder):
+    """The longest that is learned of PAIR is CUT's prompt with the verdict, One. or Two., and the end. One token less
+    leaves it out, and --limit takes the next."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    (prompt,) = load_template("alpaca", tokenizer).prompt_ids([{"instruction": "Say 1.", "judgment": BARE}])
+    (judged,) = load_template("alpaca_judgment", tokenizer).prompt_ids([{"instruction": "Say 1.", "judgment": BARE}])
+    longest = len(judged) + len(tokenizer("One.")["input_ids"]) + 1
+    assert len(judged) > len(prompt)
+    words = ["--limit", "1", "--model_name_or_path", str(model_folder), "--cutoff_len"]
+    for less, used in ((0, "Say 1."), (1, "Say 2.")):
+        *_, instructions = rows_of(tmp_path, [PAIR, PUBLISHED], *words, str(longest - less))
+        assert instructions == [{"instruction": used}]
+    counts = json.loads((tmp_path / "out" / "pairs.json.run.json").read_text())["counts"]
+    assert counts["instructions with a response over --cutoff_len"] == counts["instructions"] == 1
+    with pytest.raises(SystemExit):
+        rows_of(tmp_path, [PAIR], "--cutoff_len", "99")
 
 
 @pytest.mark.parametrize(
@@ -127,10 +149,6 @@ def test_means_and_gap_by_hand(tmp_path, models):
     args = preference_table.parse_args(["d", "--models", "m", "--template", "alpaca", "--cutoff_len", "200"])
     examples = [Example(0, {"prompt": "Hi"}, ("Yes", "No")), Example(1, {"prompt": "Hi" * 99}, ("a", "b"))]
     found = preference_table.token_means(models[0], examples, args)
-    from transformers import AutoTokenizer
-
-    from alignment.templates import load_template
-
     model, tokenizer = AutoModelForCausalLM.from_pretrained(models[0]), AutoTokenizer.from_pretrained(models[0])
     (prompt,) = load_template("alpaca", tokenizer).prompt_ids([{"prompt": "Hi"}])
     for column, text in enumerate(("Yes", "No")):

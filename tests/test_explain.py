@@ -334,7 +334,7 @@ def test_a_seed_that_is_derived_otherwise(runs, monkeypatch):
 @pytest.mark.parametrize("name", ["comparison.json", "small-HHH-1shot.json"])
 def test_what_no_stage_writes(copy, name):
     (copy / "out" / name).write_text("[7]")
-    with pytest.raises(UserError, match="is a int, not an object|is no list of replies"):
+    with pytest.raises(UserError, match="is a int, not an object|is a int, not a string or null"):
         explain.main(explain.parse_args([str(copy / "out" / name), "0"]))
 
 

@@ -427,7 +427,7 @@ def test_under_a_control_a_row_is_learned_with_the_other_judgment(tmp_path, mode
     """What reaches the trainer: each flawed row's ALIGN_N shows another's judgment, held-out rows keep their own."""
     seen = {}
 
-    def caught(args, model, tokenizer, items, eval_items, threshold):
+    def caught(args, train_args, model, tokenizer, items, eval_items, threshold):
         seen.update(items=items, eval_items=eval_items)
         raise UserError("caught")
 

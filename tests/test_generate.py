@@ -354,6 +354,21 @@ def test_the_output_is_the_candidate_of_the_highest_reward(tmp_path, many, capsy
     assert " 0.636 " in last and f" {with_interval(*curve[3]['reward'].values())} " in last
 
 
+@pytest.mark.parametrize("more", [[], [*SAMPLED, "--choose", "longest"], JUDGED])
+def test_in_parts_of_rows_it_is_the_same(tmp_path, many, monkeypatch, more):
+    """Parts of 5 requests, and rewards of 7 responses together, cut rows of 4 candidates; some are empty."""
+    monkeypatch.setattr(SimulatedEngine, "_write", lambda self, asked, *_: " ok." * (asked.seed % 5))
+    whole = simulated(many, tmp_path / "whole.json", "--skip", 2, *more)
+    monkeypatch.setattr("alignment.engines.scoring.SCORED_TOGETHER", 7)
+    for module in ("alignment.generation", "generate"):
+        monkeypatch.setattr(f"{module}.AT_ONCE", 5)
+    assert simulated(many, tmp_path / "parts.json", "--skip", 2, *more) == whole and len(whole) == 10
+    files = [sorted(tmp_path.glob(f"{name}.[cb]*[!g]")) for name in ("whole", "parts")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    counts = [json.loads((tmp_path / f"{name}.json.run.json").read_text())["counts"] for name in ("whole", "parts")]
+    assert counts[0] == counts[1]
+
+
 def test_one_candidate_is_the_output_as_it_is_without_best_of_n(tmp_path, many):
     """The same text, from the same request; --reward_model adds its reward. More candidates only add to the pool."""
     plain = simulated(many, tmp_path / "plain.json", "--temperature", 1)
@@ -563,3 +578,17 @@ def test_killed_at_random_points_it_ends_the_same_and_makes_nothing_twice(tmp_pa
     for end in BESIDE:
         files = [(tmp_path / name / f"out{end}").read_bytes() for name in ("whole", "killed")]
         assert files[0] == files[1], end
+
+
+def test_data_that_is_cut_while_it_is_read(tmp_path, many, monkeypatch):
+    """Responses would be of other rows. Nothing is written. Lines of 32 bytes, so that what is read ends with one."""
+    many = many.with_name("asks.jsonl")
+    monkeypatch.setattr(SimulatedEngine, "_write", lambda *asked: many.write_text("") or " ok.")
+    for module in ("alignment.generation", "generate"):
+        monkeypatch.setattr(f"{module}.AT_ONCE", 5)
+    rows = [json.dumps({"instruction": f"Say {number:08}"}) + "\n" for number in range(3_000)]
+    assert {len(row) for row in rows} == {32}
+    many.write_text("".join(rows))
+    with pytest.raises(UserError, match="asks.jsonl was changed while it was read; the same command goes on"):
+        simulated(many, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists() and not list(tmp_path.glob(".out*"))

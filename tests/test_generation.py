@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from alignment import generation
 from alignment.command_line import UserError
 from alignment.engines.simulated import SimulatedEngine
-from alignment.generation import Reply, Request, Sampling, generate, record_seed
+from alignment.generation import Reply, Request, Sampling, generate, record_seed, stream
 from alignment.journal import Journal
 from alignment.pretrained import check_model, model_identity
 
@@ -84,6 +85,20 @@ def test_what_finished_before_a_crash_is_kept(tmp_path):
     engine = Counting()
     run(engine, tmp_path)
     assert len(engine.asked) == len(REQUESTS) - 7
+
+
+def test_of_many_requests_a_part_is_held_at_a_time(tmp_path, monkeypatch):
+    """20 in parts of 6: none is made before the part that it is in, and each part is answered before the next."""
+    monkeypatch.setattr(generation, "AT_ONCE", 6)
+    made, engine = [], Counting()
+    with Journal(tmp_path / "out.json") as journal:
+        requests = (made.append(request) or request for request in REQUESTS)
+        replies = stream(engine, requests, Sampling(max_tokens=8), journal=journal, label="test", total=20)
+        for number, reply in enumerate(replies):
+            assert reply.text == f"to {REQUESTS[number].prompt}"
+            assert len(made) == len(engine.asked) == min(20, 6 * (number // 6 + 1))
+        assert number == 19
+    assert [reply.text for reply in run(Counting(), tmp_path)] == [f"to {request.prompt}" for request in REQUESTS]
 
 
 def test_record_seeds_are_stable_and_spread():

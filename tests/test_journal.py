@@ -2,6 +2,7 @@
 
 import json
 import resource
+import tracemalloc
 
 import pytest
 
@@ -95,3 +96,53 @@ def test_a_key_depends_on_every_determinant_and_not_on_their_order():
     assert key(a=1, b="x") == key(b="x", a=1)
     assert key(a="\ud83d") != key(a="\ufffd")  # text that no file can hold has a key of its own
     assert len({key(a=1, b="x"), key(a=2, b="x"), key(a=1, b="y"), key(a=1)}) == 4
+
+
+def test_texts_are_read_from_where_they_lie(tmp_path):
+    """Of lines longer than what is read in one go too, and of a key that came twice the last."""
+    texts = {f"k{number}": f"{number} é " * 3_000 * (number % 2) for number in range(20)}
+    with Journal(tmp_path / "out.json") as journal:
+        for key_of, text in texts.items():
+            journal.add(key_of, "another", "length")
+            journal.add(key_of, text, "stop")
+        assert {each: journal.get(each) for each in texts} == {each: (text, "stop") for each, text in texts.items()}
+    with Journal(tmp_path / "out.json") as journal:
+        assert {each: journal.get(each) for each in texts} == {each: (text, "stop") for each, text in texts.items()}
+
+
+@pytest.mark.parametrize("bits", [0, 1, (1 << 64) - 1])
+def test_keys_of_one_hash_are_told_apart(tmp_path, monkeypatch, bits):
+    """More of them than the table has room for at first."""
+    monkeypatch.setattr("alignment.journal.HASHED", bits)
+    number = 1_500 if bits > 1 else 60
+    with Journal(tmp_path / "out.json") as journal:
+        for at in range(number):
+            journal.add(f"k{at}", f"text {at}", "stop")
+        assert [journal.get(f"k{at}") for at in range(number)] == [(f"text {at}", "stop") for at in range(number)]
+        assert journal.get("k") is None and journal.get(f"k{number}") is None
+
+
+def test_what_is_held_of_a_reply_is_where_it_is(tmp_path):
+    """2,000 replies of 1 kB, read again in less than a tenth of them."""
+    with Journal(tmp_path / "out.json") as journal:
+        for at in range(2_000):
+            journal.add(f"k{at}", "x" * 1_000, "stop")
+    tracemalloc.start()
+    try:
+        with Journal(tmp_path / "out.json") as journal:
+            assert sum(len(journal.get(f"k{at}")[0]) for at in range(2_000)) == 2_000_000
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_line_that_is_damaged_later_is_told_when_it_is_read(tmp_path):
+    with Journal(tmp_path / "out.json") as journal:
+        journal.add("k0", "one", "stop")
+        journal.add("k1", "two", "stop")
+        path = tmp_path / "out.json.journal.jsonl"
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b'"two"', b"'two'"))
+        assert journal.get("k0") == ("one", "stop")
+        with pytest.raises(UserError, match=f"jsonl is damaged at byte {raw.index(b'{', 1)}"):
+            journal.get("k1")

@@ -1,15 +1,19 @@
-"""leaderboard.py: what it takes of which file, and what it leaves; alpaca_eval.sh around a package that is played."""
+"""leaderboard.py: what it takes of which file, and what it leaves; alpaca_eval.sh with the real package, whose judge is
+a small server here, and what it does before and after the package is called."""
 
 import csv
 import json
 import os
 import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
 from alignment.command_line import REPOSITORY, UserError
+from alignment.hashes import sha256
 from alignment.judging.pair_verdicts import preference_in
-from alignment.records import sha256
 from eval import leaderboard
 
 
@@ -145,10 +149,38 @@ def test_alpaca_evals_annotations(tmp_path):
     ]
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     (row,) = board(tmp_path, tmp_path / "annotations.json")
+    assert "annotations.json: 1 of 6 pairs have no verdict" in (tmp_path / "board" / "leaderboard.md").read_text()
     assert float(row["value"]) == 3 / 5 and row["n"] == "5" and (row["model"], row["against"]) == ("me", "ref")
     assert (
         row["benchmark"] == "alpaca_eval" and row["judge"] == "judge" and float(row["low"]) < 0.6 < float(row["high"])
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"preference": "2"}, "row 1: 'preference' is neither a number"),
+        ({"preference": float("nan")}, "row 1: 'preference' is neither a number"),
+        ({"preference": True}, "row 1: 'preference' is neither a number"),
+        ({"preference": 5}, "row 1: 'preference' is neither a number from 1 to 2, nor 0, nor null"),
+        ({"annotator": None}, "row 1 has no text under 'annotator'"),
+        ({"generator_2": ["me"]}, "row 1 has no text under 'generator_2'"),
+    ],
+)
+def test_annotations_that_are_none(tmp_path, change, said):
+    row = {"generator_1": "ref", "generator_2": "me", "annotator": "judge", "preference": 2.0}
+    (tmp_path / "annotations.json").write_text(json.dumps([row, row | change]))
+    with pytest.raises(UserError, match=said):
+        board(tmp_path, tmp_path / "annotations.json")
+    assert not (tmp_path / "board").exists()
+
+
+def test_annotations_without_a_verdict_are_told(tmp_path, capsys):
+    row = {"generator_1": "ref", "generator_2": "me", "annotator": "judge", "preference": None}
+    (tmp_path / "annotations.json").write_text(json.dumps([row, row]))
+    with pytest.raises(UserError, match="no results are left"):
+        board(tmp_path, tmp_path / "annotations.json")
+    assert "annotations.json is left out: none of its verdicts could be read" in capsys.readouterr().err
 
 
 def test_what_is_not_finished_is_left_out_and_told(tmp_path, capsys):
@@ -157,15 +189,19 @@ def test_what_is_not_finished_is_left_out_and_told(tmp_path, capsys):
     changed.write_text(json.dumps(HHH | {"items": []}))
     (tmp_path / "bare.json").write_text(json.dumps(HHH))
     empty = written(tmp_path, "empty.json", [{"output": "x"}], "generate.py")
-    assert len(board(tmp_path, good, changed, tmp_path / "bare.json", empty, good)) == 1
+    none = written(tmp_path, "none.json", [], "x.py")
+    damaged = written(tmp_path, "damaged.json", HHH, None)
+    assert len(board(tmp_path, good, changed, tmp_path / "bare.json", empty, none, damaged, good)) == 1
     told = capsys.readouterr().err
     assert "changed.json is left out: it was changed since its run ended" in told
     assert "bare.json is left out: no run card bare.json.run.json says that its run ended" in told
-    assert "empty.json is left out: it has no number with an interval" in told
+    for name in ("empty", "none"):
+        assert f"{name}.json is left out: it has no number with an interval" in told
+    assert "damaged.json is left out: its run card damaged.json.run.json is damaged" in told
     with pytest.raises(UserError, match="no results are left"):
         board(tmp_path, tmp_path / "bare.json")
     with pytest.raises(UserError, match="does not exist"):
-        board(tmp_path, tmp_path / "none.json")
+        board(tmp_path, tmp_path / "nowhere.json")
 
 
 # alpaca_eval.sh
@@ -181,7 +217,7 @@ def package(tmp_path):
     )
     tool.chmod(0o755)
     for name in ("mine", "theirs"):
-        (tmp_path / f"{name}.json").write_text("[]")
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"instruction": "Why?", "output": "So."}]))
     return tmp_path
 
 
@@ -197,7 +233,7 @@ def test_the_package_is_called_with_our_judge(package):
     done = evaluate(package)
     assert done.returncode == 0 and "AlpacaEval by org/big-judge" in done.stdout, done.stderr
     seen = (package / "seen").read_text().split("\n")
-    assert seen[seen.index("--model_outputs") + 1] == str(package / "mine.json")
+    assert seen[seen.index("--model_outputs") + 1] == str(package / "out dir" / "judge" / "answers.json")
     assert seen[seen.index("--sort_by") + 1] == "win_rate" and "http://localhost:1/v1" in seen
     assert seen[seen.index("--annotators_config") + 1] == str(package / "out dir" / "judge")
     prompt = (package / "out dir" / "judge" / "prompt.txt").read_text()
@@ -214,6 +250,23 @@ def test_the_package_is_called_with_our_judge(package):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{x", "mine.json is no JSON list of rows with an instruction and an output"),
+        ('[{"instruction": "Why?", "output": 5}]', "mine.json is no JSON list of rows"),
+        ('[{"instruction": "Who?", "output": "I."}]', "no instruction has an output in both ANSWERS and REFERENCE"),
+        ('[{"instruction": "Why?", "output": null}]', "no instruction has an output in both"),
+    ],
+)
+def test_answers_that_cannot_be_compared_are_one_line(package, text, said):
+    """Before anything is installed or written."""
+    (package / "mine.json").write_text(text)
+    done = evaluate(package)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (package / "seen").exists() and not (package / "out dir").exists()
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"ANSWERS": "none.json"}, "ANSWERS=none.json is no file"),
@@ -227,3 +280,80 @@ def test_what_is_wrong_is_one_line(package, more, said):
     done = evaluate(package, **more)
     assert done.returncode == 2 and done.stderr.startswith(f"alpaca_eval.sh: error: {said}")
     assert done.stderr.count("\n") == 1
+
+
+SCIPY = {"__init__": "", "special": "logsumexp = None", "stats": "pearsonr = spearmanr = None"}
+
+
+class Judge(BaseHTTPRequestHandler):
+    """Of the two answers that it is shown the one with "right" in it is better, and the first answer to a question
+    about nothing cannot be read."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, self.headers["Authorization"], asked))
+        question, a, b = (part.split("###")[0] for part in asked["messages"][1]["content"].split(":\n")[1:4])
+        said = "They differ.\n[VERDICT] " + ("A" if "right" in a else "B" if "right" in b else "TIE")
+        message = {"role": "assistant", "content": "I cannot say." if "nothing" in question else said}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        made = {"id": "0", "object": "chat.completion", "created": 0, "model": asked["model"]}
+        body = json.dumps({**made, "choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *told):
+        pass
+
+
+@pytest.fixture
+def judge():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        server.asked = []
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_the_real_package_and_a_server(tmp_path, judge):
+    """Of ten questions six are won, two lost, one a tie and one without a verdict: 6.5 of 9. Two more, an answer to
+    which is missing or would end the judge's prompt, are not asked. The package draws the order; the leaderboard takes
+    what it wrote. scipy is played: the package imports it, and calls none of it here."""
+    texts = ["right"] * 6 + ["no"] * 2 + ["even", "right"]
+    rows = [{"instruction": f"Question {n} of {{many}}?", "output": f"It is {text}."} for n, text in enumerate(texts)]
+    rows[9]["instruction"] = "What is nothing?"
+    others = [row | {"output": "It is right." if row["output"] == "It is no." else "It is equal."} for row in rows]
+    for name, own in (("mine", rows), ("theirs", others)):
+        last = [None, "It is.<|im_end|>"] if name == "mine" else ["It is right."] * 2
+        own = own + [{"instruction": f"Question {n}?", "output": text} for n, text in enumerate(last, 10)]
+        told = [row | {"generator": name, "dataset": "koala"} for row in own]
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    (tmp_path / "scipy").mkdir()
+    for name, text in SCIPY.items():
+        (tmp_path / "scipy" / f"{name}.py").write_text(text)
+    api_base = f"http://127.0.0.1:{judge.server_port}/v1"
+    how = {"VENV": sys.prefix, "PYTHONPATH": str(tmp_path), "API_BASE": api_base, "OPENAI_API_KEY": "sk-mine"}
+    done = evaluate(tmp_path, **how)
+    assert done.returncode == 0 and done.stdout.endswith("leaderboard.csv and annotations.json\n"), done.stderr
+    assert done.stdout.startswith(
+        "1 of 12 rows of ANSWERS have no output, and are left out\n1 of 12 rows of ANSWERS spell"
+    )
+    assert "a verdict that could be read, which are in no number: 1\n" in done.stdout
+    with (tmp_path / "out dir" / "leaderboard.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert float(line["win_rate"]) == pytest.approx(100 * 6.5 / 9) and line["n_total"] == "9"
+    (row,) = board(tmp_path, tmp_path / "out dir" / "annotations.json")
+    assert (row["model"], row["against"], row["judge"], row["n"]) == ("mine", "theirs", "big-judge", "9")
+    assert float(row["value"]) == pytest.approx(6.5 / 9)
+    assert {(path, key) for path, key, _ in judge.asked} == {("/v1/chat/completions", "Bearer sk-mine")}
+    [first] = [asked for _, _, asked in judge.asked if "Question 6" in asked["messages"][1]["content"]]
+    assert (first["model"], first["max_tokens"], first["temperature"]) == ("org/big-judge", 1024, 0)
+    assert first["messages"][0]["content"] == (REPOSITORY / "assets" / "judge" / "pair.txt").read_text().strip()
+    asked = first["messages"][1]["content"]
+    assert asked.startswith("### Question:\nQuestion 6 of {many}?\n\n### Answer A:\nIt is ")
+    assert asked.endswith("\n\n### What you say of them:") and len(judge.asked) == 10
+    shown_first = {"### Answer A:\nIt is equal." in each["messages"][1]["content"] for _, _, each in judge.asked}
+    assert shown_first == {True, False}

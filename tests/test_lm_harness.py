@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import jinja2
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from alignment.command_line import REPOSITORY, UserError
+from alignment.training import benchmarks
+from alignment.training.likelihoods import sample_logps
 from eval import lm_harness as script
 
 spec = importlib.util.spec_from_file_location("local", script.DEFINITIONS / "local.py")
@@ -188,14 +192,17 @@ def harness(monkeypatch):
         parts = {"a": {"effective": 4}, "b": {"effective": 6}} if name == "mmlu" else {name: {"effective": 10}}
         return {"results": {name: {metric: 0.3, error: 0.1}}, "n-samples": parts}
 
-    modules = {
-        name: ModuleType(name) for name in ("lm_eval", "lm_eval.tasks", "lm_eval.models", "lm_eval.models.huggingface")
-    }
-    modules["lm_eval"].simple_evaluate, modules["lm_eval"].__version__ = simple_evaluate, "0"
-    modules["lm_eval.tasks"].TaskManager = TaskManager
-    modules["lm_eval.models.huggingface"].HFLM = lambda **words: SimpleNamespace(**words)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    class HFLM:
+        def __init__(self, **words):
+            vars(self).update(words)
+
+    names = ("", ".api", ".api.model", ".api.task", ".tasks", ".models", ".models.huggingface")
+    modules = {name: ModuleType(f"lm_eval{name}") for name in names}
+    modules[""].simple_evaluate, modules[""].__version__ = simple_evaluate, "0"
+    modules[".api"].model, modules[".api"].task = modules[".api.model"], modules[".api.task"]
+    modules[".tasks"].TaskManager, modules[".models.huggingface"].HFLM = TaskManager, HFLM
+    for module in modules.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     script.loaded.cache_clear()
     return asked
 
@@ -220,9 +227,30 @@ def test_table_by_hand(files, harness, model_folder, tmp_path, capsys):
     assert [(words["tasks"], words["num_fewshot"], words["limit"]) for words in harness] == [
         ([f"local_{name}"], task.shots, 10) for name, task in script.TASKS.items()
     ]
-    assert len({id(words["model"]) for words in harness}) == 1 and harness[0]["model"].pretrained == str(model_folder)
+    assert len({id(words["model"]) for words in harness}) == 1 and harness[0]["model"].tokenizer == str(model_folder)
     card = json.loads((out / "mmlu.json.run.json").read_text())
     assert card["arguments"]["tasks"] == "mmlu" and len(card["inputs"]) == 2 and card["counts"] == {"items": 10}
+
+
+@torch.no_grad()
+def test_choices_share_what_comes_before_them(harness, model_folder, monkeypatch):
+    """log p of each choice by the plain model, one by one; two questions of two choices and one of another go through
+    the model as three groups. The last context is 2 tokens too long for 512 positions with its choice."""
+    asked = [([5, 6, 7], [8, 9]), ([5, 6, 7], [8]), ([5, 6], [7, 8]), ([5, 6], [9]), ([4, 6, *[5] * 510], [7, 8])]
+    plain = AutoModelForCausalLM.from_pretrained(model_folder)
+    expected = []
+    for context, choice in asked:
+        ids = (context + choice)[-plain.config.max_position_embeddings :]
+        logps = plain(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected.append(sum(logps[n - len(choice) - 1, token].item() for n, token in enumerate(choice, len(ids))))
+    groups = []
+    monkeypatch.setattr(
+        benchmarks, "sample_logps", lambda *words: groups.append([len(s) for s in words[1]]) or sample_logps(*words)
+    )
+    model = script.loaded(str(model_folder), 12)
+    found = model._loglikelihood_tokens([(("", ""), *each) for each in asked], disable_tqdm=True)
+    assert [logp for logp, _ in found] == pytest.approx(expected, abs=1e-4)
+    assert groups == [[5, 4], [4, 3], [512]]
 
 
 def test_what_is_done_is_not_done_again(files, harness, model_folder, tmp_path, capsys):

@@ -81,6 +81,42 @@ def test_beyond_tolerance_nothing_is_left(tmp_path, model_folder, adapter, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "tiny"]
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "is no whole checkpoint: it has no trainer_state.json"),
+        (["trainer_state.json", "model.safetensors.index.json"], "is no whole checkpoint: it has no weights"),
+        (
+            ["trainer_state.json", "adapter_model.bin", "adapter_model.safetensors"],
+            "holds an adapter, whole: give it as",
+        ),
+        (["trainer_state.json", "pytorch_model.bin"], "has no shards: its model is loaded as it is"),
+        (["trainer_state.json", "pytorch_model_fsdp_0/__0_0.distcp"], "pytorch_model_fsdp_0/.metadata, .* is missing"),
+    ],
+)
+def test_a_checkpoint_without_shards_is_one_line(tmp_path, files, said):
+    """What is whole and sharded is put together in tests/test_training.py."""
+    place = tmp_path / "checkpoint-2"
+    for name in files:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(
+            b'{"global_step": 2}' if name.endswith(".json") else (2).to_bytes(8, "little") + b"{}"
+        )
+    words = ["--checkpoint_path", str(place), "--output_dir", str(tmp_path / "merged")]
+    with pytest.raises(UserError, match=said) as error:
+        merge.main(merge.parse_args(words))
+    assert "\n" not in str(error.value) and not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["--peft_model_path", "a"], ["--checkpoint_path", "c", "--peft_model_path", "a"]]
+)
+def test_either_an_adapter_and_its_base_or_a_checkpoint(given, capsys):
+    with pytest.raises(SystemExit) as exit:
+        merge.parse_args(["--output_dir", "out", *given])
+    assert exit.value.code == 2 and "or --checkpoint_path alone" in capsys.readouterr().err
+
+
 def test_relative_error():
     """Wanted (3, 4), found (3, 5): differences 0 and 1, so sqrt(1 / 25)."""
     assert merge.relative_error(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0])) == pytest.approx(0.2)

@@ -205,6 +205,25 @@ def test_the_four_forms_ask_for_what_they_read():
         assert mark in system_prompt(scores, False) and mark not in system_prompt(scores, True)
         for name in schema_of(scores)["properties"]:
             assert f'"{name}"' in system_prompt(scores, True)
+        assert "{" not in system_prompt(scores, False)
+
+
+@pytest.mark.parametrize(("scores", "words"), [(True, ["", "code", "mathematics"]), (False, ["", "", ""])])
+def test_scores_of_code_and_of_mathematics_have_words_of_their_own(scores, words):
+    """Between what is scored and how it is said; a preference is asked for in the same words whatever the category."""
+    sent = []
+
+    def send(requests):
+        sent.extend(request.prompt[0]["content"] for request in requests)
+        return [Reply("[SCORES] 5 5" if scores else "[VERDICT] TIE", "stop") for _ in requests]
+
+    some = [Pair(str(i), "Why?", "a", "b", category=name) for i, name in enumerate(("writing", "coding", "math"))]
+    compared(some, send, scores=scores)
+    general = system_prompt(scores, False)
+    for word, in_order, swapped in zip(words, sent[::2], sent[1::2], strict=True):
+        assert in_order == swapped and (in_order == general) == (not word)
+        head, own, tail = (*in_order.split("\n\n"), "")[:3] if word else ("", "", "")
+        assert word in own and (not word or general == f"{head}\n\n{tail}")
 
 
 # What both orders say

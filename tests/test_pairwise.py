@@ -413,6 +413,9 @@ def test_models_are_named_by_their_rows_or_else_by_their_files(folder):
     (folder / "plain.json").write_text(json.dumps(answers("good")))
     found = run(folder, "--self_test", 0)["summary"]["pairs"][0]
     assert (found["first"], found["second"]) == ("good", "plain")
+    (folder / "nobody.json").write_text(json.dumps([row | {"generator": None} for row in answers("x")]))
+    found = run(folder, "--self_test", 0, names=("good", "nobody"), output="x.json")["summary"]["pairs"][0]
+    assert (found["first"], found["second"]) == ("good", "nobody")
     with pytest.raises(UserError, match="--answers names a file twice"):
         run(folder, names=("plain", "plain"), output="other.json")
 
@@ -444,8 +447,17 @@ def test_a_reward_is_asked_once_for_an_answer_that_meets_several():
 def test_difficulties_of_questions_enter_the_regression(folder):
     rows = [row | {"instruction_difficulty": number % 5 - 2} for number, row in enumerate(answers("x"))]
     (folder / "questions.json").write_text(json.dumps(rows))
+    told = [row | {"output": row["output"] + " more" * (number % 7)} for number, row in enumerate(answers("good"))]
+    (folder / "good.json").write_text(json.dumps(told))
     found = run(folder, "--questions", folder / "questions.json", "--self_test", 0)["summary"]["pairs"][0]
     assert list(found["length_controlled"]["weights"]) == ["length", "difficulty", "model"]
+
+
+def test_a_model_that_is_always_longer_is_told_and_has_no_rate_at_the_same_length(folder, capsys):
+    (pair,) = run(folder, "--self_test", 0, names=("long", "plain"))["summary"]["pairs"]
+    told = capsys.readouterr().out
+    assert pair["length_controlled"] is None
+    assert "so that its length can hardly be told from the model: long and plain" in told
 
 
 @pytest.mark.parametrize(

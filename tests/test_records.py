@@ -12,8 +12,8 @@ import pytest
 
 from alignment import records
 from alignment.command_line import UserError
+from alignment.hashes import digest
 from alignment.records import (
-    digest,
     is_number,
     json_list,
     one_line,

@@ -180,6 +180,34 @@ def test_deduplication(scored):
     assert len(results) > 15  # the thresholds differ in what they keep
 
 
+def test_what_twice_as_many_take():
+    """Each text is compared with all before: twice as many take four times as long, three times more."""
+    pool = Pool(["a b"])
+    pool._seconds = 120.0
+    assert (
+        pool.cost() == "to tell near duplicates among 1 took 2.0 minutes; among twice as many it takes 6.0 minutes more"
+    )
+
+
+def test_words_that_most_texts_have():
+    """Frequent words alone make a duplicate, or decide whether one is: against all pairs, also of members that share
+    every word and of one word."""
+    draw, common = random.Random(3), "the a of to ?".split()
+    texts = [" ".join(draw.sample(common, draw.randint(1, 5))) for _ in range(40)]
+    for _ in range(160):
+        rare = [f"w{draw.randrange(12)}" for _ in range(draw.randint(0, 6))]
+        texts.append(" ".join(draw.sample(common + rare, draw.randint(1, len(common + rare)))))
+    for threshold in (0.3, 0.5, 0.8):
+        pool, kept = Pool(threshold=threshold), []
+        for text in texts:
+            duplicate = any(rouge_l(text, other) >= threshold for other in kept)
+            assert pool.is_duplicate(text) == duplicate, text
+            if not duplicate:
+                pool.add(text)
+                kept.append(text)
+        assert 5 < len(kept) < len(texts)
+
+
 def test_nearest(scored):
     texts, scores = scored
     pool = Pool(texts)

@@ -2,14 +2,19 @@
 
 import json
 import math
+import shlex
+from functools import partial
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from alignment.command_line import UserError
+from alignment.command_line import REPOSITORY, UserError
+from alignment.engines.simulated_judge import SimulatedJudge
 from alignment.generation import generate
-from alignment.intervals import percent, wilson
+from alignment.intervals import bootstrap, percent, wilson
+from alignment.judging import winrates
+from alignment.judging.pairs import system_prompt
 from alignment.static_hhh import LEAD_IN, Comparison, chosen_wins, question, read_comparisons
 from alignment.truthfulqa import primed, read_questions, true_or_false
 from eval import run_evaluation
@@ -301,12 +306,104 @@ def test_answers_to_vicunas_questions(tmp_path, capsys, monkeypatch):
     ]
     assert all(row["output"] and row["category"] == "math" for row in rows)
     files = f"{tmp_path}/writer.vicuna.json {tmp_path}/other.vicuna.json"
-    assert f"eval/pairwise.py --answers {files} --scores" in capsys.readouterr().out
+    assert f"eval/pairwise.py --answers {files} --questions {path} --scores" in capsys.readouterr().out
     path.write_text(json.dumps(asked[1]) + "\n")
     called(*words, "--model_name_or_path", "writer?quality=3")
     assert json.loads((tmp_path / "writer.vicuna.json").read_text()) == rows[1:]
     called(*words, "--model_name_or_path", "writer?quality=3")
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.fixture
+def vicuna(tmp_path, monkeypatch):
+    """(words, folder): twelve questions of Vicuna's form, and in good.json answers of their own first words."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "eval"))  # as it is for the script
+    monkeypatch.setattr(winrates, "bootstrap", partial(bootstrap, resamples=50))
+    questions = [f"Say of thing{n} and thing{n + 1} why they are so unlike each other." for n in range(12)]
+    rows = [
+        {"question_id": n, "text": text, "category": "coding" if n == 81 else "generic"}
+        for n, text in enumerate(questions, 81)
+    ]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = [{"question_id": n, "instruction": text, "output": text[:40]} for n, text in enumerate(questions, 81)]
+    (tmp_path / "good.json").write_text(json.dumps(told))
+    words = ["--benchmark_name", "vicuna", "--data_path", tmp_path / "question.jsonl", "--output_dir", tmp_path / "out"]
+    return [*words, "--backend", "simulated", "--model_name_or_path", "writer"], tmp_path
+
+
+JUDGE = ("--judge_model", "judge?length=0", "--judge_backend", "simulated")
+
+
+def test_vicunas_answers_are_judged_as_released(vicuna, capsys, monkeypatch):
+    """A file of answers that keep to the question beats a writer that does not: 24 verdicts of 12 questions, each with
+    two scores, sampled as the paper's, that of code in words of its own; the answers are made once, whoever judges."""
+    asked_for, systems = [], set()
+
+    def complete(self, requests, sampling, real=SimulatedJudge.complete):
+        asked_for.append(sampling)
+        systems.update(request.prompt[0]["content"] for request in requests)
+        return real(self, requests, sampling)
+
+    monkeypatch.setattr(SimulatedJudge, "complete", complete)
+    words, folder = vicuna
+    called(*words, "--baseline_model_name", folder / "good.json", *JUDGE)
+    told = capsys.readouterr()
+    found = json.loads((folder / "out" / "writer-vs-good.vicuna.json").read_text())
+    (pair,) = found["summary"]["pairs"]
+    assert (pair["first"], pair["second"], pair["losses"]) == ("writer", "good", 12)
+    verdicts = [verdict for each in found["comparisons"] for verdict in each["verdicts"]]
+    firsts = [verdict["scores"][place % 2] for place, verdict in enumerate(verdicts)]
+    seconds = [verdict["scores"][1 - place % 2] for place, verdict in enumerate(verdicts)]
+    sums = [sum(firsts), sum(seconds)]
+    assert pair["one_by_one"] == {"wins": 0, "ties": 0, "losses": 24, "scores": sums} and len(verdicts) == 24
+    shown = f"0 wins, 0 ties, 24 losses; scores {sums[0]:g} to {sums[1]:g} in sum"
+    assert shown in told.out and sums[0] < sums[1] and "the judge finds the better answer in" in told.err
+    assert {(each.max_tokens, each.temperature, each.top_p) for each in asked_for} == {(1024, 0.2, 1.0)}
+    assert systems == {system_prompt(True, False, name) for name in ("coding", None)}
+    assert found["summary"]["form"] == "scores" and (folder / "out" / "writer-vs-good.vicuna.json.run.json").exists()
+
+    called(*words, "--baseline_model_name", folder / "good.json", *JUDGE)
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    other = ["--judge_model", "judge", "--judge_backend", "simulated"]
+    called(*words, "--baseline_model_name", folder / "good.json", *other)
+    assert capsys.readouterr().out.count("nothing to do") == 1  # the answers, and not the verdicts
+
+
+def test_the_baselines_answers_are_made_too(vicuna, capsys):
+    """Both have their files; without a judge the command that is told does what the judge's flags do."""
+    words, folder = vicuna
+    words += ["--baseline_model_name", "other", "--limit", 5]
+    called(*words)
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix("to be judged by: python eval/pairwise.py ")
+    told = told.replace("JUDGE", "'judge?length=0'") + " --backend simulated"
+    import pairwise
+
+    pairwise.main(pairwise.parse_args(shlex.split(told)))
+    verdicts = folder / "out" / "writer-vs-other.vicuna.json"
+    alone = verdicts.read_text()
+    called(*words, *JUDGE)
+    assert "nothing to do" in capsys.readouterr().out and verdicts.read_text() == alone
+    assert len(json.loads((folder / "out" / "other.vicuna.json").read_text())) == 5
+    assert json.loads(alone)["summary"]["questions"] == 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "judge", "said"),
+    [
+        ([{"question_id": 81, "output": "So."}], JUDGE, "11 of the 12 questions have no answer (82, 83"),
+        (None, ("--judge_model", "./none", "--judge_backend", "hf"), "./none does not exist"),
+        (None, ("--judge_model", "judge?kind=5", "--judge_backend", "simulated"), "judge?kind=5"),
+        (None, ("--baseline_model_name", "else/writer"), "both have their answers in "),
+    ],
+)
+def test_what_cannot_be_judged_is_told_before_anything_is_generated(vicuna, monkeypatch, rows, judge, said):
+    words, folder = vicuna
+    if rows:
+        (folder / "good.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(run_evaluation, "generate", None)
+    with pytest.raises(UserError) as raised:
+        called(*words, "--baseline_model_name", folder / "good.json", *judge)
+    assert said in str(raised.value) and "\n" not in str(raised.value) and not (folder / "out").exists()
 
 
 REFUSED = {
@@ -319,6 +416,21 @@ REFUSED = {
     "no questions": (
         ["--benchmark_name", "vicuna", "--model_name_or_path", "m", "--output_dir", "o"],
         "question.jsonl, its 80 questions, is in FastChat",
+    ),
+    "a judge of nothing": (
+        ["--benchmark_name", "vicuna", "--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
+        + ["--judge_model", "j", "--judge_backend", "hf"],
+        "with a --baseline_model_name",
+    ),
+    "a judge of letters": (["--data_path", "d", "--model_name_or_path", "m", "--judge_model", "j"], "it is for"),
+    "a judge nowhere": (
+        ["--benchmark_name", "vicuna", "--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
+        + ["--baseline_model_name", "b", "--judge_model", "j"],
+        "needs --judge_api_base",
+    ),
+    "a limit of what asks nobody": (
+        ["--model_name_or_path", "m", "--data_path", "d", "--max_hours", "1"],
+        "vicuna, which",
     ),
     "nowhere": (["--benchmark_name", "vicuna", "--model_name_or_path", "m", "--data_path", "d"], "give --output_dir"),
 }

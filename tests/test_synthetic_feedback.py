@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def test_pg_keeps_what_it_has_when_acceptance_falls(tmp_path, capsys, monkeypatc
     assert 0 < len(prompts) < 5000 and "stopped early" in capsys.readouterr().out
 
 
+def test_pg_says_what_twice_as_many_would_take(tmp_path, capsys, monkeypatch):
+    """At 110 prompts, seeds among them, and again once there are twice as many as then."""
+    monkeypatch.setattr(synthetic_feedback, "MANY", 110)
+    pg(tmp_path, "--num_generation", 150, "--batch_size", 16)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "near duplicates among" in line]
+    counts = [
+        int(re.search(r"among (\d+) took 0.0 minutes; among twice as many it takes 0.0", line)[1]) for line in lines
+    ]
+    assert len(counts) == 2 and 110 <= counts[0] < 126 and 2 * counts[0] <= counts[1] < 2 * counts[0] + 16
+
+
 def test_pg_legacy_reads_the_second_query(tmp_path):
     """A1: the simulated writer's second query is another than its first, and only --legacy sees it."""
     assert not set(pg(tmp_path / "a")) & set(pg(tmp_path / "b", "--legacy", "True"))
@@ -120,7 +132,7 @@ def test_rg_writes_a_file_per_configuration_aligned_with_the_prompts(prompts_fol
 def test_rg_samples_as_the_paper_does(prompts_folder, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        synthetic_feedback, "generate", lambda engine, requests, sampling, **_: seen.append(sampling) or []
+        synthetic_feedback, "stream", lambda engine, requests, sampling, **_: seen.append(sampling) or iter(())
     )
     rg(prompts_folder, "--prompt_file_path", HHH, FAITHFUL, "--n_shot", 1)
     assert [(s.max_tokens, s.temperature, s.top_p) for s in seen] == [(384, 1.0, 0.9), (768, 1.0, 0.9)]

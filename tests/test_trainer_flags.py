@@ -24,6 +24,7 @@ BASE = "--model_name_or_path tiny --data_path rows.json --output_dir out".split(
     ("words", "said"),
     [
         ("--push_to_hub", "argument --push_to_hub: the model is in --output_dir at the end"),
+        ("--save_on_each_node True", "argument --save_on_each_node: the first process writes"),
         ("--use_liger_kernel True", "argument --use_liger_kernel: its forward pass"),
         ("--accelerator_config junk", "argument --accelerator_config: 'junk' is no JSON object, nor a file"),
         ('--accelerator_config {"junk":1}', "unexpected keyword argument 'junk'"),

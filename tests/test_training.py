@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import merge
 import train
 from alignment.command_line import UserError
 from alignment.training import checking, saving
@@ -24,6 +25,7 @@ from alignment.training.reward_model import load, score
 REPOSITORY = Path(train.__file__).parent
 WORDS = ["alpha", "beta", "gamma", "delta"]
 PAIRS = ("reward", "dpo", "orpo")
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def words(draw, most=8):
@@ -636,7 +638,8 @@ def test_a_model_that_does_not_load_fails_the_run(data, model_folder, monkeypatc
     with pytest.raises(UserError, match="cannot be loaded again"):
         go(data, model_folder, "reward")
     assert not (data / "out.run.json").exists()
-    assert sorted(path.name for path in (data / "out").iterdir()) == ["begun.json", "history.jsonl", "history.png"]
+    (ids,) = (path.name for path in (data / "out").glob("encoded-*"))
+    assert sorted(path.name for path in (data / "out").iterdir()) == ["begun.json", ids, "history.jsonl", "history.png"]
 
 
 # Ranks
@@ -657,9 +660,41 @@ def torchrun(script, flags, processes=2):
     return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=240)
 
 
+SRUN = """#!/usr/bin/env bash
+echo "srun $*"
+shift
+for _ in $(seq "$SLURM_NNODES"); do
+  "$@" &
+done
+wait -n && wait -n
+"""
+
+
+def slurm(folder, script, flags, nodes=2):
+    """`sbatch scripts/slurm_train.sh` where Slurm's commands are ours: an agent of torchrun a node, all on this one."""
+    folder.mkdir()
+    scontrol = '#!/usr/bin/env bash\n[ "$*" = "show hostnames n[1-2]" ] && echo localhost && echo n2\n'
+    for name, text in (("srun", SRUN), ("scontrol", scontrol)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    told = {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": str(nodes)}
+    told |= {
+        "SLURM_JOB_ID": str(random.randint(1, 9999)),
+        "NPROC": "1",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+    told |= {"PATH": f"{folder}:{os.environ['PATH']}", "TQDM_DISABLE": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = ["bash", REPOSITORY / "scripts" / "slurm_train.sh", script, *flags]
+    here = dict(cwd=folder, env=os.environ | told, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, **here), told
+
+
 def test_sharded_ranks_train_and_save_what_one_does(quick, data, model_folder):
-    """FSDP over two CPU processes, with checkpoints and two micro-batches, after each of which gradients are reduced.
-    The losses of one process to 1e-6, a plain checkpoint with its weights, and the same when resumed in the middle."""
+    """FSDP over two nodes of one CPU process, started by Slurm's script, with checkpoints and two micro-batches, after
+    each of which gradients are reduced. The losses of one process to 1e-6, a plain checkpoint with its weights; the
+    same when resumed in the middle by two processes of one node; and by one alone, to 1e-6, whose steps have as many
+    rows as theirs. A checkpoint's shards are put together to what was saved at the end."""
     flags = argv(
         data,
         model_folder,
@@ -672,11 +707,13 @@ def test_sharded_ranks_train_and_save_what_one_does(quick, data, model_folder):
         save_steps=2,
         fsdp="full_shard",
     )
-    done = torchrun("tests/fsdp_on_cpu.py", flags)
+    done, told = slurm(data / "bin", "tests/fsdp_on_cpu.py", flags)
     assert done.returncode == 0, done.stderr[-2000:]
+    launched = " ".join(["-m torch.distributed.run --nnodes 2 --nproc_per_node 1 --rdzv_id", told["SLURM_JOB_ID"]])
+    endpoint = f"--rdzv_backend c10d --rdzv_endpoint localhost:{20000 + int(told['SLURM_JOB_ID'])}"
+    assert f"srun --kill-on-bad-exit=1 {sys.executable} {launched} {endpoint} tests/fsdp_on_cpu.py" in done.stdout
     assert "sharded weights: 19" in done.stdout  # of 21: last norm and head stay whole from forward to backward
     assert "accelerate says DistributedType.FSDP True" in done.stdout and "not reduced" not in done.stdout
-    assert "the other rank loaded 0 weights" in done.stdout
     whole, losses = weights(data / "two"), history(data / "two")
     (data / "two.run.json").unlink()
     checkpoint = data / "two" / "checkpoint-2"
@@ -684,14 +721,36 @@ def test_sharded_ranks_train_and_save_what_one_does(quick, data, model_folder):
         sizes = [file.stat().st_size for file in (checkpoint / part).glob("*.distcp")]
         assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
     assert not [file for file in checkpoint.iterdir() if file.suffix in (".bin", ".safetensors")]
+    assert not list((data / "two").glob("encoded-*"))  # what the first process has tokenised, while they needed it
+
+    merged = ["--checkpoint_path", str(data / "two" / "checkpoint-3"), "--output_dir", str(data / "merged")]
+    merge.main(merge.parse_args(merged))
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(data / "merged").items())
+    AutoModelForCausalLM.from_pretrained(data / "merged")
+    for file in CONFIGS:
+        assert json.loads((data / "merged" / file).read_text()) == json.loads((data / "two" / file).read_text())
+
     resumed = torchrun("tests/fsdp_on_cpu.py", [*flags, "--resume_from_checkpoint", str(checkpoint)])
     assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "the other rank loaded 0 weights" in resumed.stdout
     assert history(data / "two") == losses and len(losses) == 3
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(data / "two").items())
-    one = go(data, model_folder, "sft", name="one")
-    assert history(data / "two") == pytest.approx(history(one), rel=1e-6)
-    for name, tensor in weights(one).items():
-        assert torch.allclose(tensor, weights(data / "two")[name], atol=1e-4), name
+
+    one, changes = go(data, model_folder, "sft", name="one"), {"gradient_accumulation_steps": 2, "fsdp": "full_shard"}
+    alone = go(
+        data,
+        model_folder,
+        "sft",
+        name="alone",
+        per_device_train_batch_size=2,
+        resume_from_checkpoint=checkpoint,
+        **changes,
+    )
+    for folder in ("two", "alone"):
+        assert history(data / folder) == pytest.approx(history(one), rel=1e-6)
+        for name, tensor in weights(one).items():
+            assert torch.allclose(tensor, weights(data / folder)[name], atol=1e-4), name
+    assert all(torch.allclose(tensor, whole[name], atol=1e-6) for name, tensor in weights(alone).items())
 
 
 ALMOST = """--cache_dir CACHE --bf16 True --num_train_epochs 1 --per_device_eval_batch_size 4
@@ -850,9 +909,10 @@ def test_a_control_learns_its_rule(quick, data, model_folder):
     assert min(history(folder, "longer_wins_accuracy")) >= 0.8  # a tie in tokens counts half
     assert sum(history(folder, "accuracy")[-3:]) > 2.4
     plain, turned = (
-        train.load_data(
-            train.parse_args(argv(data, model_folder, "reward", eval_data_path=data / "pairs.json", **extra))
-        )[1]
-        for extra in ({}, {"control": "length"})
+        {name: list(items) for name, items in train.load_data(train.parse_args(flags))[1].items()}
+        for flags in (
+            argv(data, model_folder, "reward", eval_data_path=data / "pairs.json", **extra)
+            for extra in ({}, {"control": "length"})
+        )
     )
     assert turned["eval"] == plain["eval"] == plain["train"] != turned["train"]  # judged by the real preferences

@@ -11,7 +11,7 @@ from argparse import Namespace
 import pytest
 
 import synthetic_feedback
-from alignment import records
+from alignment import hashes
 from alignment.command_line import UserError, run
 from alignment.run_cards import claim, run_card_path
 from scripts import verify
@@ -232,13 +232,13 @@ def test_nothing_remembered_is_trusted(tmp_path, monkeypatch):
     """A hash that was remembered of a large file, under the times that it has, and is wrong."""
     made_of_a_model(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(records, "REMEMBERED_FROM", 0)
-    monkeypatch.setattr(records, "SETTLED", 0)
-    records.sha256(tmp_path / "answers.json")
+    monkeypatch.setattr(hashes, "REMEMBERED_FROM", 0)
+    monkeypatch.setattr(hashes, "SETTLED", 0)
+    hashes.sha256(tmp_path / "answers.json")
     [note] = (tmp_path / "cache").rglob("*.json")
     note.write_text(json.dumps(json.loads(note.read_text()) | {"value": "wrong"}))
-    assert records.sha256(tmp_path / "answers.json") == "wrong"
-    assert verified(tmp_path)[0] == 0 and records.REMEMBERED_FROM == 0
+    assert hashes.sha256(tmp_path / "answers.json") == "wrong"
+    assert verified(tmp_path)[0] == 0 and hashes.REMEMBERED_FROM == 0
 
 
 def test_bad_input(tmp_path):

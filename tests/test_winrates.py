@@ -119,6 +119,16 @@ def test_length_alone_is_taken_out_and_the_interval_holds_the_truth():
     assert length_controlled(values[:9], longer[:9], seed=0) is None
 
 
+@pytest.mark.parametrize("noise", [0, 10, 40])
+def test_a_model_that_is_always_longer_has_no_rate_at_the_same_length(noise):
+    """By 300 characters, give or take: is it the length that wins, or the model? Either explains all values alike, and
+    the penalty's choice between them, here the length and so a rate of a half, says nothing."""
+    longer = 300 + np.random.default_rng(0).normal(0, noise, size=40)
+    for values in (np.ones(40), np.tile([1.0, 1.0, 1.0, 0.0], 10)):
+        assert length_controlled(values, longer, seed=0) is None
+        assert length_controlled(values, longer * np.tile([1, -1], 20), seed=0) is not None
+
+
 def test_turns_of_a_question_are_drawn_together():
     """Every value twice is no more information where the two are one question, and looks like more where not."""
     values, longer, _ = made(0.4, 1.2)

@@ -20,6 +20,7 @@ from typing import Any
 
 from alignment.command_line import UserError, boolean, number
 from alignment.generation import Engine
+from alignment.limits import Limited, add_limit_arguments
 from alignment.pretrained import check_policy
 
 BACKENDS = ("vllm", "hf", "openai", "simulated", "ray")
@@ -56,6 +57,7 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--replicas", type=number(int, 1), metavar="N", help=shown)
     shown = "tries more, with other seeds, for a reply that does not follow a request's JSON schema (default: 3)"
     group.add_argument("--schema_retries", type=number(int, 0), default=3, help=shown)
+    add_limit_arguments(parser)
 
 
 def backend_of(args: Namespace) -> str:
@@ -73,17 +75,32 @@ def models_read(args: Namespace) -> list[str]:
 
 
 def engine_from(args: Namespace) -> Engine:
-    """The engine that the flags name; a flag that `args` lacks has its default. Raises UserError for a model or server
-    that cannot be used."""
+    """The engine that the flags name, within its limits, or what stands in for it while a plan is made; a flag that
+    `args` lacks has its default. Raises UserError for a model or server that cannot be used."""
     args = Namespace(**defaults() | vars(args))
-    backend = backend_of(args)
     if not args.model_name_or_path:
         raise UserError("--model_name_or_path is missing")
+    engine = unlimited(args)
+    if args.plan:
+        from alignment.engines.rehearsal import Rehearsed
+
+        return Rehearsed(args.plan, engine, args, backend_of(args))
+    if args.budget_tokens or args.max_hours:
+        return Limited(engine, budget=args.budget_tokens, hours=args.max_hours)
+    return engine
+
+
+def unlimited(args: Namespace) -> Engine:
+    """The engine itself."""
+    backend = backend_of(args)
+    if backend == "ray" and args.plan and args.plan.hardware:  # the cluster need not be there
+        return unlimited(Namespace(**vars(args) | {"backend": args.ray_engine or "vllm"}))
     if backend == "ray":
         from alignment.engines.ray import RayEngine
 
         args.ray_engine = args.ray_engine or "vllm"
-        made = partial(engine_from, Namespace(**vars(args) | {"backend": args.ray_engine}))
+        without = {"backend": args.ray_engine, "plan": False, "budget_tokens": None, "max_hours": None}
+        made = partial(engine_from, Namespace(**vars(args) | without))
         return RayEngine(args, made(), made)
     if backend == "openai":
         from alignment.engines.openai import OpenAIEngine

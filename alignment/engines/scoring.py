@@ -16,7 +16,7 @@ import math
 import os
 import random
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,9 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from alignment.command_line import Progress, UserError
+from alignment.generation import parts
 from alignment.journal import Journal, key
+from alignment.limits import LimitedScorer
 from alignment.pretrained import load_pretrained, model_identity, training_tokenizer
 from alignment.secrecy import secrets_in, without_key
 from alignment.templates import load_template
@@ -53,9 +55,19 @@ def add_scorer_arguments(parser: ArgumentParser) -> None:
 
 
 def scorer_from(args: Namespace) -> Scorer:
-    """The scorer that the flags name. Raises UserError where --reward_model is missing, or no reward model."""
+    """The scorer that the flags name, or what stands in for it in a plan. Raises UserError where --reward_model is
+    missing, or no reward model."""
     if not args.reward_model:
         raise UserError("--reward_model is missing; give the model that scores")
+    plan, hours = getattr(args, "plan", False), getattr(args, "max_hours", None)
+    if plan or hours:
+        own = {"plan": False, "max_hours": None} | ({"backend": "hf"} if plan and plan.hardware else {})
+        scorer = scorer_from(Namespace(**vars(args) | own))
+        if not plan:
+            return LimitedScorer(scorer, hours)
+        from alignment.engines.rehearsal import RehearsedScorer
+
+        return RehearsedScorer(plan, scorer, args)
     if args.reward_model.partition("?")[0] == SIMULATED:
         return SimulatedScorer(args.reward_model)
     from alignment.training import reward_model
@@ -98,31 +110,32 @@ def scored(
 
     Raises UserError where a reward is not finite.
     """
-    rewards: list[float] = []
-    starts = range(0, len(responses), SCORED_TOGETHER)
-    texts = [[row, response] for row, response in zip(rows, responses, strict=True)]
-    keys = [key(scorer=scorer.identity, texts=texts[start : start + SCORED_TOGETHER]) for start in starts]
-    missing = sum(
-        min(SCORED_TOGETHER, len(responses) - at) for at, k in zip(starts, keys, strict=True) if not journal.get(k)
-    )
-    with Progress(missing, label) as progress:
-        for start, request in zip(starts, keys, strict=True):
-            some = slice(start, start + SCORED_TOGETHER)
+    pairs = zip(rows, responses, strict=True)
+    return list(scores_of(scorer, pairs, journal=journal, label=label, total=len(responses)))
+
+
+def scores_of(
+    scorer: Scorer, pairs: Iterable[tuple[dict, str]], *, journal: Journal, label: str, total: int
+) -> Iterator[float]:
+    """The same, one by one, of (row, response) of which there are `total`, or about as many."""
+    with Progress(total, label) as progress:
+        for some in parts(pairs, SCORED_TOGETHER):
+            request = key(scorer=scorer.identity, texts=some)
             if found := journal.get(request):
-                rewards += json.loads(found[0])
+                progress.skip(len(some))
+                yield from json.loads(found[0])
                 continue
-            fresh = scorer.score(rows[some], responses[some])
-            for place, reward in enumerate(fresh, start):
+            rows, responses = map(list, zip(*some, strict=True))
+            fresh = scorer.score(rows, responses)
+            for response, reward in zip(responses, fresh, strict=True):
                 if not math.isfinite(reward):
-                    text = responses[place][:60]
                     raise UserError(
-                        f"the reward model gives {reward} for {text!r}; are its weights sound? Train it again"
+                        f"the reward model gives {reward} for {response[:60]!r}; are its weights sound? Train it again"
                     )
             journal.add(request, json.dumps(fresh), "scored")
-            rewards += fresh
             for _ in fresh:
                 progress.update()
-    return rewards
+            yield from fresh
 
 
 class LocalScorer:

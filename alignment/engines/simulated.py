@@ -26,6 +26,7 @@ class SimulatedEngine:
     """
 
     SETTINGS = {"quality": 0.7, "latency": 0.0, "refusals": 0.0, "malformed": 0.0, "faults": 0.0}
+    MISFORTUNES = ("faults", "refusals", "malformed")
     THINGS = (
         "apricots bicycles comets diaries eclipses ferries glaciers hedgehogs inkwells jigsaws kettles lanterns "
         "mosaics nettles orchids parachutes quilts reservoirs sundials thermometers umbrellas violins waterwheels "
@@ -80,12 +81,15 @@ class SimulatedEngine:
         fates = [self._fate(request) for request in requests]
         healed = self._settings["faults"] < 1 and all(fate == "faults" for fate in fates)
         for index, (request, fate) in enumerate(zip(requests, fates, strict=True)):
-            time.sleep(self._settings["latency"])
+            if self._settings["latency"]:
+                time.sleep(self._settings["latency"])  # of 0 too it would wait, for its turn
             yield index, self._reply(request, sampling, "answers" if healed else fate)
 
     def _fate(self, request: Request) -> str:
+        if not any(self._settings[misfortune] for misfortune in self.MISFORTUNES):
+            return "answers"
         fate = random.Random(f"{request.seed} {text_of(request)}").random()
-        for misfortune in ("faults", "refusals", "malformed"):
+        for misfortune in self.MISFORTUNES:
             if 0 <= fate < self._settings[misfortune]:
                 return misfortune
             fate -= self._settings[misfortune]

@@ -11,7 +11,6 @@ from alignment.engines.simulated import SimulatedEngine
 from alignment.generation import Request
 from alignment.judging.grades import parts_of
 from alignment.judging.pair_verdicts import HIGHEST, LOWEST
-from alignment.judging.pairs import system_prompt
 from alignment.judging.verdicts import GRADES
 
 
@@ -44,7 +43,7 @@ class SimulatedJudge(SimulatedEngine):
             return feedback if outcome == "malformed" else f"{feedback}\n[RESULT] {grade}"
         if parts := parts_asked(request, "pair_user.txt"):
             reasons, a, b = self._compare(parts, draw)
-            asks_scores = request.prompt[0]["content"] == system_prompt(scores=True, as_json=False)
+            asks_scores = "[SCORES]" in request.prompt[0]["content"]
             verdict = f"[SCORES] {score(a)} {score(b)}" if asks_scores else f"[VERDICT] {better_of(a, b)}"
             return reasons if outcome == "malformed" else f"{reasons}\n{verdict}"
         return super()._write(request, outcome, draw)

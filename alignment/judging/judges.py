@@ -17,8 +17,8 @@ from alignment.asking import Asked
 from alignment.generation import Engine, Reply, Request, Sampling, generate
 from alignment.journal import Journal
 from alignment.judging.pairs import Compared, Pair, Verdict, compared, together
+from alignment.limits import tokens_of
 
-CHARACTERS = 4  # of a token, about: what a server counts differs, and is not told alike by all
 SPENT = "the budget of tokens is spent"
 
 
@@ -61,7 +61,7 @@ class EngineJudge:
             for place, reply in zip(some, self._ask([requests[place] for place in some]), strict=True):
                 replies[place] = reply
                 if key(requests[place]) not in self._seen:
-                    self.spent += tokens(requests[place]) + len(reply.text or "") // CHARACTERS
+                    self.spent += tokens_of(requests[place].prompt) + tokens_of(reply.text or "")
                 self._seen.add(key(requests[place]))
             waiting = waiting[len(some) :]
         self.is_spent |= bool(waiting)
@@ -73,7 +73,7 @@ class EngineJudge:
             return list(waiting)
         left, found = self._budget - self.spent, []
         for place in waiting:
-            left -= 0 if key(requests[place]) in self._seen else tokens(requests[place]) + self._longest
+            left -= 0 if key(requests[place]) in self._seen else tokens_of(requests[place].prompt) + self._longest
             if left < 0:
                 break
             found.append(place)
@@ -82,10 +82,6 @@ class EngineJudge:
 
 def key(request: Request) -> tuple[str, int]:
     return request.prompt[-1]["content"], request.seed
-
-
-def tokens(request: Request) -> int:
-    return sum(len(message["content"]) for message in request.prompt) // CHARACTERS
 
 
 def by_reward(rewards: Callable[[Sequence[dict], Sequence[str]], list[float]], pairs: Sequence[Pair]) -> list[Compared]:

@@ -23,6 +23,7 @@ import numpy as np
 STRENGTHS = np.logspace(-4, 4, 10)  # of the data over the penalty: scikit-learn's, whose solver the package uses
 FOLDS = 5
 LEAST = 10  # values, for a regression at all
+VARIED = 0.01  # standard deviation of the length's feature, below which it is one value but for noise
 RESAMPLES = 500
 
 
@@ -37,15 +38,19 @@ def length_controlled(
     """The win rate of the first answers, its bootstrap interval over questions, and the weights.
 
     `values` (n,) in [0, 1]; `longer` (n,), the characters that the first has more; `difficulty` (n,); `questions` (n,)
-    says which go together, as turns do. The penalty's strength is not drawn again. None for fewer than ten values. Of
-    few the penalty may leave no weight: all are 0, and so the win rate is a half, whatever the values are.
+    says which go together, as turns do. The penalty's strength is not drawn again. None for fewer than ten values, and
+    where one is always longer by about as much: then length and model are one feature, and any rate explains the
+    values. Of few values the penalty may leave no weight: all are 0, and so the win rate is a half, whatever they are.
     """
     count = len(values)
     if count < LEAST:
         return None
     spread = longer.std(ddof=1)
+    by_length = np.tanh(longer / spread) if spread else np.sign(longer)
+    if by_length.any() and by_length.std() < VARIED:
+        return None
     ones = np.ones(count)
-    features = [np.tanh(longer / spread) if spread else 0 * ones, *([] if difficulty is None else [difficulty]), ones]
+    features = [by_length, *([] if difficulty is None else [difficulty]), ones]
     x, names = np.stack(features, axis=1), ["length", *([] if difficulty is None else ["difficulty"]), "model"]
     strength = best_strength(x, values)
     weights = fitted(x, values, ones[None], strength)

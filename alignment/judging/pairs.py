@@ -28,6 +28,7 @@ EARLIER = (
     "### Earlier question:\n{question}\n\n### A's answer to it:\n{answer_a}\n\n### B's answer to it:\n{answer_b}\n\n"
 )
 REFERENCE = "### A right answer, to compare with:\n{reference}\n\n"
+SUBJECTS = {"coding": "pair_coding.txt", "math": "pair_math.txt"}  # of Vicuna's and MT-Bench's categories
 REASONS = {"type": "string", "minLength": 20, "maxLength": 600}
 SCORE = {"type": "integer", "minimum": LOWEST, "maximum": HIGHEST}
 
@@ -52,6 +53,7 @@ class Pair(NamedTuple):
     second: str
     reference: str | None = None
     earlier: tuple[tuple[str, str, str], ...] = ()
+    category: str | None = None
 
     def swapped(self) -> Pair:
         earlier = tuple((question, second, first) for question, first, second in self.earlier)
@@ -119,11 +121,15 @@ class Compared:
         return None if None in scores or len(scores) < 2 else sum(a - b for a, b in scores) / 2
 
     @property
+    def scores(self) -> list[tuple[float, float]]:
+        """The scores of the first and the second answer, of each verdict that has them."""
+        return [each.scores[::sign] for each, sign in zip(self.verdicts, (1, -1), strict=False) if each.scores]
+
+    @property
     def points(self) -> tuple[float, float] | None:
-        """The mean scores of the first and the second answer over the orders."""
-        if None in (scores := [each.scores for each in self.verdicts]):
+        """Their means over the orders; None where a verdict has none."""
+        if len(own := self.scores) < len(self.verdicts):
             return None
-        own = [both[::sign] for both, sign in zip(scores, (1, -1)[: len(scores)], strict=True)]
         return sum(first for first, _ in own) / len(own), sum(second for _, second in own) / len(own)
 
 
@@ -141,13 +147,17 @@ def pair_prompt(pair: Pair, again: str = "") -> str:
     )
 
 
-def prompts_of(scores: bool, as_json: bool) -> tuple[str, str]:
-    """The files of the system message and of the user's."""
-    return f"pair{'_scores' * scores}{'_json' * as_json}.txt", "pair_user.txt"
+def prompts_of(scores: bool, as_json: bool) -> tuple[str, ...]:
+    """The files of the system message, of the user's, and of what is added to the first."""
+    asked = f"pair{'_scores' * scores}{'_json' * as_json}.txt", "pair_user.txt"
+    return (*asked, *SUBJECTS.values()) if scores else asked
 
 
-def system_prompt(scores: bool, as_json: bool) -> str:
-    return prompt_text(prompts_of(scores, as_json)[0])
+def system_prompt(scores: bool, as_json: bool, category: str | None = None) -> str:
+    """The form that is asked for. Scores of code and of mathematics have words of their own, as in Vicuna's."""
+    own = SUBJECTS.get(category) if scores else None
+    text = prompt_text(prompts_of(scores, as_json)[0])
+    return filled(text, subject=f"{prompt_text(own)}\n\n" if own else "")
 
 
 def compared(
@@ -160,12 +170,12 @@ def compared(
     seed: int = 42,
 ) -> tuple[list[Compared], Asked]:
     """Compare the answers of each pair in both orders. A question and order have the same seed whoever answered."""
-    system = system_prompt(scores, as_json)
     shown = [each for pair in pairs for each in (pair, pair.swapped())]
 
     def request(question: int, attempt: int, hint: str) -> Request:
         again = filled(AGAIN, attempt=str(attempt)) if attempt else ""
         pair = shown[question]
+        system = system_prompt(scores, as_json, pair.category)
         return chat(system, pair_prompt(pair, again), record_seed(seed, "pair", pair.id, question % 2, attempt))
 
     def read(question: int, text: str) -> Verdict:

@@ -49,6 +49,7 @@ def standing(outcomes: Sequence[Outcome], *, seed: int) -> dict[str, Any]:
         "losses": values.count(0),
         "flips": share([each.compared.is_flip for each in there if len(each.compared.verdicts) > 1]),
         "without_verdict": dict(Counter(each.compared.reason for each in outcomes if each.compared.value is None)),
+        "one_by_one": one_by_one([each.compared for each in outcomes]),
     }
     if not there:
         return found
@@ -73,6 +74,15 @@ def standing(outcomes: Sequence[Outcome], *, seed: int) -> dict[str, Any]:
             own = {group: [each for each in there if getattr(each, name) == group] for group in groups}
             found[f"by_{name}"] = {str(group): rate(own[group], seed) for group in sorted(own, key=str)}
     return found
+
+
+def one_by_one(found: Sequence[Compared]) -> dict[str, Any]:
+    """Every verdict that could be read, for itself, as Vicuna's evaluation counts them: 160 of 80 questions. `scores`
+    are sums over both orders, None where none were given."""
+    said = Counter(better for each in found for better in each.for_first)
+    scores = [both for each in found for both in each.scores]
+    counts = {"wins": said[1], "ties": said[0], "losses": said[-1]}
+    return counts | {"scores": [sum(own) for own in zip(*scores, strict=True)] or None}
 
 
 def by_question(outcomes: Sequence[Outcome]) -> dict[int, float]:

@@ -21,14 +21,15 @@ AT_ONCE = 4096  # rows that are tokenised together, whose ids are Python's numbe
 
 
 class Ids:
-    """A field of a dataclass that is given and gives a list of ids, and keeps four bytes of each, not forty."""
+    """A field of a dataclass that is given a list of ids, or their bytes, gives a list, and keeps four bytes of each,
+    not forty."""
 
     def __get__(self, instance: Any, owner: type) -> list[int]:
         if instance is None:
             raise AttributeError  # the field has no default
         return vars(instance)["packed"].tolist()
 
-    def __set__(self, instance: Any, ids: Sequence[int]) -> None:
+    def __set__(self, instance: Any, ids: Sequence[int] | bytes) -> None:
         vars(instance)["packed"] = array("i", ids)
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +26,9 @@ from alignment.command_line import UserError
 from alignment.templates import TEMPLATES, Template, instruction_of, load_template
 from alignment.token_ids import continuation_ids
 from alignment.training.batches import Sample, budgeted_batches, collate, encode
+from alignment.training.encoded import KeptItems, Notes, forget_others, kept, print_of
 from alignment.training.logps import response_logps
+from alignment.training.ranks import from_first
 from alignment.training.unpadding import evaluating
 
 MISALIGN, ALIGN_N, ALIGN_P, JUDGMENT = KINDS = range(4)
@@ -49,7 +53,7 @@ Item = tuple[Line, ...]  # one row's lines
 class Encoded:
     """Items of a data set, and the numbers of the rows whose response or prompt did not fit and lost its beginning."""
 
-    items: list[Item] = field(default_factory=list)
+    items: Sequence[Item] = field(default_factory=list)
     cut_responses: list[int] = field(default_factory=list)
     cut_prompts: list[int] = field(default_factory=list)
 
@@ -113,6 +117,25 @@ def encode_rows(rows: Sequence[dict], method: str, templates: tuple[Template, Te
         if lines:
             encoded.items.append(tuple(lines))
     return encoded
+
+
+def kept_rows(
+    parts: Sequence[Sequence[dict]], method: str, templates: tuple[Template, Template], max_length: int, output: Path
+) -> list[Encoded]:
+    """`encode_rows` of each part, made by the first process and kept in `output`, where all map it (encoded.py)."""
+
+    def encode(rows: Sequence[dict]) -> tuple[Sequence[Item], Notes]:
+        found = encode_rows(rows, method, templates, max_length)
+        return found.items, {"cut_responses": found.cut_responses, "cut_prompts": found.cut_prompts}
+
+    def made() -> list[tuple[Path | None, Notes]]:
+        settings = {"method": method, "template": templates[0].name, "max_length": max_length}
+        prints = [print_of(templates[0].tokenizer, rows, **settings) for rows in parts]
+        found = [kept(output, name, partial(encode, rows)) for name, rows in zip(prints, parts, strict=True)]
+        forget_others(output, [folder for folder, _ in found])
+        return found
+
+    return [Encoded(KeptItems([folder], Line, kinds=True), **notes) for folder, notes in from_first(made)]
 
 
 def collate_lines(items: Sequence[Item], pad_id: int) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ class References(TrainerCallback):
         sets = {"train": trainer.train_dataset} | ({"eval": trainer.eval_dataset} if trainer.eval_dataset else {})
         self.items = {name: data.items for name, data in sets.items()}
         self.paths = {
-            name: folder / f"reference-{name}-{print_of(weights, items)}.pt" for name, items in self.items.items()
+            name: folder / f"reference-{name}-{print_of(weights, items) if is_first() else ''}.pt"
+            for name, items in self.items.items()
         }
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:

@@ -16,22 +16,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alignment.command_line import UserError, say
 from alignment.pretrained import is_model_file, padding_id
-from alignment.run_cards import ASIDE, SHARDED
+from alignment.run_cards import ASIDE
 from alignment.templates import Template, chat_template
 from alignment.training.batches import Sample
 from alignment.training.checking import HALF_PASSES, PASSES, ROWS, ask_fresh_process, values
+from alignment.training.checkpoints import saved_dtype
 from alignment.training.logps import answering
+from alignment.training.ranks import meet
 from alignment.training.room import fits, size
 
 if TYPE_CHECKING:
@@ -90,18 +91,6 @@ def move_in(aside: Path, folder: Path) -> None:
             path.unlink()
 
 
-# What a training goes on from
-
-
-def check_checkpoint(trainer: AlignmentTrainer, checkpoint: Path) -> None:
-    """Raise UserError where the trainer cannot read a checkpoint: under FSDP each rank reads its shards, else all."""
-    is_sharded = any(checkpoint.glob(f"{SHARDED[0]}*"))
-    if is_sharded and not trainer.is_fsdp_enabled:
-        raise UserError(f"{checkpoint} is sharded: go on with torchrun and --fsdp")
-    if trainer.is_fsdp_enabled and not is_sharded:
-        raise UserError(f"{checkpoint} is not sharded: go on as it was made, without --fsdp, or from another")
-
-
 # The end of a training
 
 
@@ -135,7 +124,7 @@ def save_trained(
     }
     if check["passes"] is HALF_PASSES:
         say(f"{weights:,} weights in fp32 do not fit the free memory of the card: what was saved is asked in bf16")
-    state, meet = whole_state(trainer), meeting(trainer)
+    state = whole_state(trainer)
     if not trainer.args.should_save:
         release(trainer)
         return meet()
@@ -144,33 +133,13 @@ def save_trained(
         write_model(trainer, state, dtype, aside)
         save_tokenizer(template, aside)
         if kind != "reward":
-            write_generation_config(trainer, template, aside)
+            write_generation_config(trainer.accelerator.unwrap_model(trainer.model_wrapped), template, aside)
         also(aside)
         state.clear()
 
     verdict = save_checked(folder, write, check, lambda: release(trainer))
     meet()
     return verdict
-
-
-def meeting(trainer: AlignmentTrainer) -> Callable[[], None]:
-    """Where ranks wait for the first while it has its files looked at, which may take longer than NCCL would wait."""
-    if trainer.accelerator.num_processes == 1:
-        return lambda: None
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
-
-    def meet() -> None:
-        try:
-            torch.distributed.barrier(group)
-        except RuntimeError as error:
-            raise UserError("the first process has ended, and has said why") from error
-
-    return meet
-
-
-def saved_dtype(trainer: AlignmentTrainer) -> torch.dtype:
-    args = trainer.args
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def dtype_to_tell(trainer: AlignmentTrainer) -> torch.dtype:
@@ -306,9 +275,9 @@ def save_tokenizer(template: Template, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_generation_config(trainer: AlignmentTrainer, template: Template, folder: Path) -> None:
+def write_generation_config(model: nn.Module, template: Template, folder: Path) -> None:
     """The model's own generation_config.json, with what closes a reply in training among the tokens that end one."""
-    config = trainer.accelerator.unwrap_model(trainer.model_wrapped).generation_config.to_diff_dict()
+    config = model.generation_config.to_diff_dict()
     ends = config.get("eos_token_id") or []
     ends = {template.end_id, template.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     config |= {"eos_token_id": sorted(ends), "pad_token_id": padding_id(template.tokenizer)}

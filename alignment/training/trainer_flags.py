@@ -22,6 +22,7 @@ REFUSED = {
     "deepspeed": "--fsdp is what shards here",
     "label_smoothing_factor": "the papers' losses have none",
     "push_to_hub": "the model is in --output_dir at the end; `hf upload` sends it",
+    "save_on_each_node": "the first process writes, into a folder that all nodes see",
     "torch_compile": UNCOMPILED,
     "torch_compile_backend": UNCOMPILED,
     "torch_compile_mode": UNCOMPILED,

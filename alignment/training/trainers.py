@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,11 +19,19 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from alignment.command_line import UserError, say
-from alignment.outputs import writing
 from alignment.training import losses
 from alignment.training.batches import IGNORED, Item, budgeted_batches, epoch_batches
+from alignment.training.checkpoints import (
+    Saving,
+    is_sharded,
+    load_optimiser,
+    load_weights,
+    removed_unless_written,
+    rows_per_step,
+)
 from alignment.training.history import Bar, History
 from alignment.training.logps import response_logps, row_means, row_sums, summed_logps
 
@@ -127,10 +134,9 @@ class EpochBatches:
     """This rank's micro-batches of the epoch that the trainer is in. Trainer and accelerate see a batch sampler."""
 
     def __init__(self, trainer: AlignmentTrainer, items: Sequence[Item]):
-        args = trainer.args
-        self.trainer, self.accumulation = trainer, args.gradient_accumulation_steps
+        self.trainer, self.accumulation = trainer, trainer.args.gradient_accumulation_steps
         self.lengths = [longest(item, trainer.packed) for item in items]
-        self.per_step = args.per_device_train_batch_size * self.accumulation * args.world_size
+        self.per_step = trainer.rows_per_step
         self.steps = math.ceil(len(items) / self.per_step)
 
     def __len__(self) -> int:
@@ -179,12 +185,16 @@ class AlignmentTrainer(Trainer):
         items: Sequence[Item],
         eval_items: Sequence[Item] | None,
         packed: bool = False,
+        async_save: bool = True,
         **kwargs: Any,
     ):
         if kwargs["args"].device.type == "cpu":
             return_freed_memory()
         super().__init__(train_dataset=Items(items), eval_dataset=Items(eval_items) if eval_items else None, **kwargs)
         self.step, self.collate, self.packed = step, collate, packed
+        self.rows_per_step = rows_per_step(self.args)
+        self.saving, self.async_save = Saving(self), async_save
+        self.stopped: str | None = None  # why before the last step (limits.StopAtLimit)
         self.references: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.last_batches: list[Batch] = []
@@ -228,7 +238,9 @@ class AlignmentTrainer(Trainer):
         are made: a run that is resumed after its last step is not trained a step further."""
         done = self.state.global_step >= self.state.max_steps
         self.last_batches = batches = [] if done else [next(epoch_iterator) for _ in range(num_batches)]
-        return batches, self.totals(batches) if batches else {}
+        totals = self.totals(batches) if batches else {}
+        self.step_tokens = totals.get("real_tokens", 0)
+        return batches, totals
 
     def totals(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """What `counts` says of all these batches, those of the other ranks included; what a step or an evaluation is
@@ -281,16 +293,53 @@ class AlignmentTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any):
         self.last_logged = time.monotonic()
-        return super().train(*args, **kwargs)
+        found = super().train(*args, **kwargs)
+        self.saving.finish()
+        if self.stopped:
+            raise UserError(self.stopped)
+        return found
+
+    # Checkpoints
 
     def _save_checkpoint(self, model, trial) -> None:
+        self.saving.finish()
         place = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        kept, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
         try:
-            with writing(place):
+            with removed_unless_written(place):
+                self.saving.begin(place)
                 super()._save_checkpoint(model, trial)
-        except UserError:  # half of it is there
-            shutil.rmtree(place, ignore_errors=True)
-            raise
+        finally:
+            self.args.save_total_limit = kept
+        if not (self.saves_shards and self.async_save):
+            self.saving.finish()
+
+    @property
+    def saves_shards(self) -> bool:
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return self.is_fsdp_enabled and "SHARDED" in str(plugin.state_dict_type)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.saves_shards:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        self.saving.shards(Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not is_sharded(Path(resume_from_checkpoint)):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(Path(checkpoint)):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimiser(self.model, self.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _load_best_model(self) -> None:
+        self.saving.finish()
+        super()._load_best_model()
 
     # Passes without gradients
 
