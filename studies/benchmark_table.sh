@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 MODEL=${MODEL:-saved_models/SmolLM2-135M-Instruct}
 RUBRIC=${RUBRIC:-Qwen1.5-72B-Chat Qwen1.5-14B-Chat Qwen1.5-7B-Chat Qwen1.5-1.8B-Chat}
 OUT=${OUT:-outputs/benchmark_table}
-SEEDS=${SEEDS:-0 1}
+SEEDS=${SEEDS-0 1}               # none: only what POLICIES and REWARD_MODELS name
 PROMPTS=${PROMPTS:-805}          # at most, of which 45% are held out
 POLICIES=${POLICIES:-}           # more policies
 REWARD_MODELS=${REWARD_MODELS:-} # more reward models
@@ -29,6 +29,12 @@ FLAGS=${FLAGS:-}                 # more flags of train.py
 LIMIT=${LIMIT:-}                 # items of each benchmark, for a trial
 PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
 few=(${LIMIT:+--limit "$LIMIT"})
+
+twice=$(for model in $MODEL $POLICIES $REWARD_MODELS; do basename "$model"; done | sort | uniq -d)
+if [ -n "$twice" ]; then # results go by that name
+  echo "two of MODEL, POLICIES and REWARD_MODELS are called $twice; give links of other names" >&2
+  exit 2
+fi
 
 # shellcheck disable=SC2086
 $PYTHON scripts/collect_answers.py --answers_dir "$ANSWERS" --models $RUBRIC --output_dir "$OUT" --held_out 0.45 \

@@ -6,7 +6,8 @@ Reads rows of an instruction, its `completions` and each one's overall_score, as
 prompt, chosen, rejected and metadata (score_chosen, score_rejected), its pairs. Writes into --output_dir
 
     pairs.json         every two responses of unequal score, the better one chosen, as in the paper
-    responses.json     every response once, for scripts/annotate_judgments.py
+    responses.json     every response once, for scripts/annotate_judgments.py; its judgment is what scores can say, null
+                       of an instruction's best and a bare verdict of the others, until a judge says what is wrong
     instructions.json  every instruction once, for generate.py
 """
 
@@ -19,8 +20,11 @@ from itertools import combinations
 from pathlib import Path
 
 from alignment.command_line import ArgumentParser, UserError, number, run, table
+from alignment.judging.judgments import BARE
+from alignment.pretrained import training_tokenizer
 from alignment.records import is_number, json_list, read_rows, write_whole
 from alignment.run_cards import claim
+from alignment.templates import Template, load_template
 
 Scored = list[tuple[str, float]]  # a response and its score
 
@@ -28,9 +32,15 @@ Scored = list[tuple[str, float]]  # a response and its score
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(__doc__.split("\n")[0])
     parser.add_argument("data_path", help="rows of UltraFeedback: .json, .jsonl, .parquet or a hub name")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where pairs.json and responses.json go")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
     parser.add_argument("--limit", type=number(int, 1), help="instructions, from the start (default: all)")
-    return parser.parse_args(argv)
+    shown = "tokens; instructions with a longer response are left out, as one method would cut it and one drop it"
+    parser.add_argument("--cutoff_len", type=number(int, 8), help=f"{shown} (default: none is)")
+    parser.add_argument("--model_name_or_path", metavar="MODEL", help="whose tokens --cutoff_len counts")
+    args = parser.parse_args(argv)
+    if bool(args.cutoff_len) != bool(args.model_name_or_path):
+        parser.error("--cutoff_len and --model_name_or_path go together")
+    return args
 
 
 def scored_responses(place: str, row: dict) -> tuple[str, Scored]:
@@ -64,17 +74,35 @@ def pairs_of(instruction: str, responses: Scored) -> list[dict]:
     ]
 
 
+def lengths_of(template: Template, instruction: str, responses: Scored) -> list[int]:
+    """Tokens of each response after the longest prompt that it is learned with: CUT's, with a bare verdict."""
+    (prompt,) = template.prompt_ids([{"instruction": instruction, "judgment": BARE}])
+    return [len(prompt) + len(reply) for reply in template.response_ids([text for text, _ in responses])]
+
+
 def main(args: Namespace) -> None:
+    template = None
+    if args.cutoff_len:
+        template = load_template("alpaca_judgment", training_tokenizer(args.model_name_or_path))
     with claim(args.output_dir / "pairs.json", args, script=__file__, inputs=[args.data_path]) as held:
         pairs, answered, counts = [], [], Counter()
-        for number, row in enumerate(read_rows(args.data_path)[: args.limit]):
+        for number, row in enumerate(read_rows(args.data_path)):
+            if counts["rows used"] == args.limit:
+                break
             instruction, given = scored_responses(f"data {args.data_path}, row {number}", row)
             responses = list({text: (text, score) for text, score in given if text.strip()}.values())
+            if template and max(lengths_of(template, instruction, responses), default=0) > args.cutoff_len:
+                counts["instructions with a response over --cutoff_len"] += 1
+                continue
             found = pairs_of(instruction, responses)
+            counts["rows used"] += 1
             counts["blank or repeated responses"] += len(given) - len(responses)
             counts["pairs of equal score"] += math.comb(len(responses), 2) - len(found)
             pairs += found
-            answered += [{"instruction": instruction, "input": "", "output": text} for text, _ in responses]
+            best = max((score for _, score in responses), default=None)
+            for text, score in responses:
+                judgment = None if score == best else BARE
+                answered.append({"instruction": instruction, "input": "", "output": text, "judgment": judgment})
         if not pairs:
             raise UserError(f"data {args.data_path}: no instruction has two responses of unequal score")
         instructions = [{"instruction": each} for each in dict.fromkeys(row["instruction"] for row in answered)]
