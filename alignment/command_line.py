@@ -321,11 +321,11 @@ class Progress:
         self._bar = bar(total=total, desc=label, unit=unit)
         self.failed = 0
 
-    def update(self, failed: bool = False) -> None:
+    def update(self, count: int = 1, *, failed: bool = False) -> None:
         if failed:
-            self.failed += 1
+            self.failed += count
             self._bar.set_postfix(failed=self.failed, refresh=False)
-        self._bar.update()
+        self._bar.update(count)
 
     def skip(self, count: int) -> None:
         """So many of the total were done before."""

@@ -133,8 +133,7 @@ def scores_of(
                         f"the reward model gives {reward} for {response[:60]!r}; are its weights sound? Train it again"
                     )
             journal.add(request, json.dumps(fresh), "scored")
-            for _ in fresh:
-                progress.update()
+            progress.update(len(fresh))
             yield from fresh
 
 
