@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +224,18 @@ def load_data(args: argparse.Namespace):
     from alignment.training.ranks import check_seen, from_first
 
     check_seen(args.output_dir)
-    template = load_template(args.template, training_tokenizer(args.model_name_or_path, args.cache_dir))
+
+    @functools.cache
+    def template():
+        return load_template(args.template, training_tokenizer(args.model_name_or_path, args.cache_dir))
+
     folders, row_counts = from_first(lambda: encode_data(args, template))
-    return template, {name: KeptItems(each) for name, each in folders.items()}, row_counts
+    return template(), {name: KeptItems(each) for name, each in folders.items()}, row_counts
 
 
-def encode_data(args: argparse.Namespace, template) -> tuple[dict[str, list[Path | None]], dict[str, dict]]:
-    """Folders of the items of "train" and "eval", one a file of rows, and counts by reason."""
+def encode_data(args: argparse.Namespace, load: Callable) -> tuple[dict[str, list[Path | None]], dict[str, dict]]:
+    """Folders of the items of "train" and "eval", one a file of rows, and counts by reason. Rows are read before the
+    template is loaded, as a mistake in them is told sooner so."""
     from alignment.training.batches import encode_examples
     from alignment.training.encoded import forget_others, kept, print_of
 
@@ -237,7 +243,7 @@ def encode_data(args: argparse.Namespace, template) -> tuple[dict[str, list[Path
     read = {"train": read_parts(args.data_path, limit=None if args.data_shares else args.limit, **how)}
     if args.eval_data_path:
         read["eval"] = read_parts([args.eval_data_path], limit=args.limit, **how)
-    folders, row_counts = {}, {}
+    template, folders, row_counts = load(), {}, {}
     settings = {"max_length": args.model_max_length, "cut": args.objective == "reward"}
     for name, parts in read.items():
         for part in parts:

@@ -156,7 +156,7 @@ READERS = {  # what it reads: a good value, the reader, and its contract
         lambda p: correctness_under_preference.read_items(str(p)),
         lambda f: all(0 <= i.gold < len(i.choices) for i in f),
     ),
-    "Vicuna": (VICUNA, run_evaluation.read_asked, lambda found: all(says(row["instruction"]) for row in found)),
+    "Vicuna": (VICUNA, run_evaluation.read_asked, lambda found: all(says(each.turns[0]) for each in found)),
     "benches": (
         VICUNA,
         benches.read_bench,
