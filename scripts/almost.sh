@@ -65,7 +65,7 @@ if [ "$(wc -l <"$OUT/prompts.txt")" -lt $((PROMPTS + RL_PROMPTS + HELD_OUT)) ]; 
 fi
 mkdir -p "$OUT/step1" "$OUT/rl"
 head -n "$PROMPTS" "$OUT/prompts.txt" >"$OUT/step1/prompts.txt"
-tail -n +$((PROMPTS + 1)) "$OUT/prompts.txt" | head -n "$RL_PROMPTS" >"$OUT/rl/prompts.txt"
+sed -n "$((PROMPTS + 1)),$((PROMPTS + RL_PROMPTS))p" "$OUT/prompts.txt" >"$OUT/rl/prompts.txt"
 tail -n "$HELD_OUT" "$OUT/prompts.txt" >"$OUT/held_out.txt"
 
 rubric=()

@@ -25,7 +25,7 @@ find_python() { # prints the first Python that is new enough
 }
 
 kind_here() { # prints gpu where an NVIDIA driver shows one, cpu elsewhere
-    if compgen -G "$DEVICES" >/dev/null || { command -v nvidia-smi && nvidia-smi -L | grep -q GPU; } >/dev/null 2>&1; then
+    if compgen -G "$DEVICES" >/dev/null || { command -v nvidia-smi && nvidia-smi -L | grep GPU; } >/dev/null 2>&1; then
         echo gpu
     else
         echo cpu

@@ -26,7 +26,7 @@ cd "${SLURM_SUBMIT_DIR:?this is for sbatch}"
 
 : "${1:?usage: sbatch [flags of sbatch] scripts/slurm_train.sh SCRIPT [flags of the script]}"
 PYTHON=${PYTHON:-$(source scripts/setup.sh && python_here)}
-MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would end scontrol by a signal
 PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))} # two jobs may share a node
 
 srun --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc_per_node "${NPROC:-gpu}" \

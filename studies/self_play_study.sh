@@ -54,7 +54,7 @@ $PYTHON eval/run_evaluation.py --benchmark_name pairs --reward_model "$OUT/rewar
 $PYTHON synthetic_feedback.py --mode pg --output_dir "$OUT" --prompt_file_path assets/seed_prompts.txt \
   --num_generation $((PROMPTS + RL_PROMPTS + HELD_OUT)) "${engine[@]}"
 tail -n "$HELD_OUT" "$OUT/prompts.txt" > "$OUT/held_out.txt"
-tail -n +$((PROMPTS + 1)) "$OUT/prompts.txt" | head -n "$RL_PROMPTS" > "$OUT/rl_prompts.txt"
+sed -n "$((PROMPTS + 1)),$((PROMPTS + RL_PROMPTS))p" "$OUT/prompts.txt" > "$OUT/rl_prompts.txt"
 
 # Self-play, a policy of it, and its answers
 ask() { # name, model

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -503,3 +504,9 @@ def test_a_template_may_be_named_by_its_released_file(released, tmp_path):
         released("--template", "alpaca.json")
     with pytest.raises(UserError, match="no template is called 'vicuna'"):
         released("--template", "templates/vicuna.json")
+
+
+@pytest.mark.parametrize("script", sorted(REPOSITORY.glob("[bs]*/*.sh")), ids=lambda path: path.name)
+def test_no_pipe_ends_before_what_writes_into_it(script):
+    """Under pipefail the writer's SIGPIPE, which comes or not, would end the script with 141, or turn a condition."""
+    assert not re.search(r"\|\s*(head|grep -\w*q|sed \S*q\b)", script.read_text())
