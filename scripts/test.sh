@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up what the tests need, then run ruff and all tests; arguments go to pytest. 17 minutes on 2 cores, of which 2 set
+# Set up what the tests need, then run ruff and all tests; arguments go to pytest. 15 minutes on 2 cores, of which 2 set
 # up; no GPU.
 #     bash scripts/test.sh
 #     bash scripts/test.sh -m "not slow"     without the embedded model and real vLLM
