@@ -98,14 +98,15 @@ def refuse_columns(source: str, rows: list[dict], objective: str, output_key: st
         meant = "" if output_key in {"output", *row} else nearest(output_key, row)
         needs = f"{output_key} beside input, instruction or prompt; or {other}{meant}"
     found = [other for other in OBJECTIVES if other != objective and works(source, rows, other)]
-    hint = f"; --objective {' or '.join(found)} would fit" if found else ""
+    hint = f"; train.py --objective {' or '.join(found)} would fit" if found else ""
     if objective == "sft" and works(source, rows, objective, "chosen"):
         hint += f"{', and' if hint else ';'} --output_key chosen learns the better responses"
     names = renamed(row) if output_key == "output" else {}
     called = [{names.get(key, key): value for key, value in each.items()} for each in rows]
     if names and works(source, called, objective):
         hint += f"; rename {', '.join(f'{name} to {ours}' for name, ours in names.items())}"
-    raise UserError(f"data {source} has {', '.join(row)}; --objective {objective} needs {needs}{hint}")
+    kind = "demonstrations need" if objective == "sft" else "comparisons need"
+    raise UserError(f"data {source} has {', '.join(row)}; {kind} {needs}{hint}")
 
 
 def text_of(source: str, number: int, row: dict, key: str) -> str:

@@ -467,7 +467,7 @@ def test_what_is_refused(tmp_path, rows):
     page = ("--output_file", tmp_path / "audit.html")
     for words, complaint in (
         ((none, *page), "none.json has no pair that teaches anything: 1 equal responses"),
-        ((other, *page), "other.json has a; --objective reward needs"),
+        ((other, *page), "other.json has a; comparisons need chosen"),
         ((rows, *page, "--bench", other), "benchmark .*other.json has a: no released form"),
         ((rows, "--output_file", tmp_path / "rows.html"), "rows.json is an input of this run"),
         ((rows, *page, "--reward_model", policy), "is no reward model"),

@@ -106,7 +106,7 @@ def test_rows_of_other_tools_that_cannot_be_read(tmp_path, objective, row, said)
         ("sft", {"prompt": "Q", "chosen": "A", "rejected": 5}, "; --output_key chosen learns the better responses"),
         ("sft", {"chosen": "A", "rejected": "B"}, ""),
         ("sft", {"prompt": "Q", "chosen": "A", "rejected": "A"}, "; --output_key chosen learns the better responses"),
-        ("dpo", {"prompt": "Q", "output": "A"}, "; --objective sft would fit"),
+        ("dpo", {"prompt": "Q", "output": "A"}, "; train.py --objective sft would fit"),
         ("dpo", {"prompt": "Q", "output": 5}, ""),
         ("dpo", {"prompt": "Q", "output": " "}, ""),
         ("dpo", {"query": "Q", "preferred": "A", "dispreferred": "B"}, "; rename query to prompt, .* to rejected"),

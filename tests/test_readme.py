@@ -287,6 +287,30 @@ def test_files_named_are_there(page):
     assert missing(page) == []
 
 
+def torn_tables(text: str) -> list[str]:
+    """The first line of each run of table lines that renders as none: without a line of dashes under a head, or with
+    a line of another number of cells."""
+    torn = []
+    for run in re.findall(r"(?:^\|.*\n?)+", without_fences(text), re.M):
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in run.splitlines()]
+        dashes = run.splitlines()[1:2]
+        if len(set(cells)) > 1 or not dashes or not re.fullmatch(r"[| :-]+", dashes[0]):
+            torn.append(run.splitlines()[0])
+    return torn
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPO)))
+def test_tables_are_whole(page):
+    assert torn_tables(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_torn_table_is_found():
+    whole = "| a | b |\n|---|---|\n| 1 | `x\\|y` |\n"
+    assert torn_tables(whole) == []
+    assert torn_tables(whole + "\n| 2 | 3 |\n") == ["| 2 | 3 |"]
+    assert torn_tables(whole + "| 2 |\n") == ["| a | b |"]
+
+
 def test_map_is_the_listing():
     """Every path that opens a line of README's map exists."""
     readme = (REPO / "README.md").read_text(encoding="utf-8")

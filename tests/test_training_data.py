@@ -131,8 +131,8 @@ def test_what_was_said_before_and_cannot_be_told_is_refused(tmp_path, objective,
         ("reward", [], "has no rows"),
         ("reward", {"prompt": "Q"}, "holds a dict, not a list"),
         ("reward", ["Q"], "row 0 is a str, not an object"),
-        ("reward", [{"input": "Q", "output": "A"}], "needs chosen and rejected.*--objective sft would fit"),
-        ("sft", [{"prompt": "Q", "chosen": "A", "rejected": "B"}], "needs output.*reward or dpo or orpo would fit"),
+        ("reward", [{"input": "Q", "output": "A"}], "need chosen and rejected.*train.py --objective sft would fit"),
+        ("sft", [{"prompt": "Q", "chosen": "A", "rejected": "B"}], "need output.*reward or dpo or orpo would fit"),
         ("sft", [{"input": "Q", "output": "A"}, {"input": "Q"}], "row 1: output is missing"),
         ("sft", [{"input": "Q", "output": "A"}, {"output": "A"}], "row 1: prompt, instruction or input is missing"),
         ("sft", [{"input": 3, "output": "A"}], "row 0: input is a int, not a text"),
@@ -150,11 +150,7 @@ def test_what_was_said_before_and_cannot_be_told_is_refused(tmp_path, objective,
         ),
         ("reward", [WEBGPT | {"score_1": "-0.5"}], "row 0: question, score_0 and score_1 are no text and two numbers"),
         ("reward", [WEBGPT | {"answer_1": None}], "row 0: answer_1 is a NoneType, not a text"),
-        (
-            "reward",
-            [{"answer_0": "A", "answer_1": "B"}],
-            "needs chosen .*; or answer_0 and answer_1 and score_0 and sc",
-        ),
+        ("reward", [{"answer_0": "A", "answer_1": "B"}], "need chosen .*; or answer_0 and answer_1 and score_0 and sc"),
         (
             "reward",
             [{"text": [HH + "A", HH + "B"], "score": [True, False]}],
@@ -224,13 +220,13 @@ def test_another_column_is_learned_as_the_output(tmp_path, row, prompt):
 @pytest.mark.parametrize(
     "row, key, message",
     [
-        ({"prompt": "Q", "chosen": "A"}, "choosen", "sft needs choosen beside .*did you mean 'chosen'"),
-        ({"chosen": "A", "rejected": "B"}, "chosen", "sft needs chosen beside .*or as a whole dialogue$"),
+        ({"prompt": "Q", "chosen": "A"}, "choosen", "demonstrations need choosen beside .*did you mean 'chosen'"),
+        ({"chosen": "A", "rejected": "B"}, "chosen", "demonstrations need chosen beside .*or as a whole dialogue$"),
         ({"prompt": "Q", "chosen": None}, "chosen", "row 0: chosen is a NoneType, not a text"),
         (
             {"prompt": "Q", "chosen": "A", "rejected": "B"},
             "output",
-            "sft needs output.*; --objective reward or dpo or orpo "
+            "demonstrations need output.*; train.py --objective reward or dpo or orpo "
             "would fit, and --output_key chosen learns the better responses",
         ),
     ],
