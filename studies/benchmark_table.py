@@ -1,9 +1,10 @@
-"""Benchmarks of policies and reward models in one Markdown table, % with 95% intervals.
+"""Benchmarks of policies and reward models in one Markdown table, % with 95% intervals, and as a picture.
 
     python studies/benchmark_table.py outputs/benchmark_table/eval
 
 Reads what studies/benchmark_table.sh left there: <model>.hhh.json and <model>.truthful.json of eval/run_evaluation.py,
-and hhh.json, dsp.json and pairs.json of eval/reward_model.py, each of all reward models and the controls.
+and hhh.json, dsp.json and pairs.json of eval/reward_model.py, each of all reward models and the controls. Prints the
+table, and writes benchmark_table.png beside them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from alignment.command_line import ArgumentParser, UserError, run
 from alignment.intervals import percent, with_interval
@@ -31,11 +34,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def main(args: Namespace) -> None:
     choices = {name: read_json(args.folder / f"{name}.json", "results") for name in CHOICES}
+    policies = {name: each["results"]["all"] for name, each in results(args.folder, "hhh").items()}
     truthful = {name: each["results"] for name, each in results(args.folder, "truthful").items()}
     head = ["% [95% interval]", CHOICES["hhh"], *(f"TruthfulQA {told}" for told in TRUTHFUL.values())]
     head += [CHOICES["dsp"], CHOICES["pairs"], "of these as long, to 10%", "longer and shorter alike"]
     head.append("correlation with preference, length held")
-    rows = [policy_row(name, each["results"]["all"], truthful) for name, each in results(args.folder, "hhh").items()]
+    rows = [policy_row(name, hhh, truthful) for name, hhh in policies.items()]
     rows += [reward_row(name, choices, truthful) for name in choices["hhh"]["models"]]
     print(markdown([head, *rows]))
     counts = [f"{choices[name]['choices']:,} of {told}" for name, told in CHOICES.items()]
@@ -43,6 +47,7 @@ def main(args: Namespace) -> None:
     questions = next(each["n"] for found in truthful.values() for each in found.values())
     print(f"\nChoices: {', '.join(counts)}, {alike:,} of these as long as each other to 10%; {questions:,} questions.")
     print("MC1 and MC2 are by likelihood, a reward model's MC1 by its reward.")
+    draw(panels(policies, choices), args.folder / "benchmark_table.png")
 
 
 def results(folder: Path, benchmark: str) -> dict[str, Any]:
@@ -76,6 +81,37 @@ def reward_row(name: str, choices: dict[str, dict], truthful: dict[str, dict]) -
         share(pairs.get("balanced")),
         told,
     ]
+
+
+def panels(policies: dict[str, dict], choices: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """{title: {model: accuracy and its interval}}, of all but the random response, which is the picture's line."""
+    models = [name for name in choices["hhh"]["models"] if name != "random"]
+    found = {CHOICES[name]: {model: each["models"][model]["all"] for model in models} for name, each in choices.items()}
+    found[CHOICES["hhh"]] = policies | found[CHOICES["hhh"]]
+    balanced = {model: choices["pairs"]["models"][model].get("balanced") for model in models}
+    known = {model: each for model, each in balanced.items() if each}
+    return found | ({"longer and shorter alike": known} if known else {})
+
+
+def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
+    """A panel a benchmark, a line a model: accuracy in % with its interval, and a coin's 50."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return print(f"matplotlib is not installed: {path.name} is not drawn")
+    names = list(dict.fromkeys(name for panel in found.values() for name in panel))[::-1]
+    figure = Figure(figsize=(11, 0.9 + 0.32 * len(names)), layout="constrained")
+    plots = figure.subplots(1, len(found), sharey=True)
+    for axes, (title, panel) in zip(plots, found.items(), strict=True):
+        at = [names.index(name) for name in panel]
+        right = np.array([each["accuracy"] for each in panel.values()])
+        low, high = np.array([each["interval"] for each in panel.values()]).T
+        axes.axvline(50, linestyle=":", color="grey")
+        # rounding may set a mean a hair outside of its own interval
+        axes.errorbar(100 * right, at, xerr=100 * np.clip([right - low, high - right], 0, None), fmt="o", capsize=2)
+        axes.set_title(f"{title}, %", fontsize="medium")
+    plots[0].set_yticks(range(len(names)), names)
+    figure.savefig(path, dpi=120)
 
 
 def share(found: dict | None) -> str:

@@ -50,8 +50,29 @@ def test_the_table(tmp_path, capsys):
     assert all(cell.startswith("100.0 [") for cell in (by_name["simulated"][0], *by_name["simulated"][4:6]))
     counts = "4 of static HHH, 4 of DSP, 30 of held-out pairs, 9 of these as long as each other to 10%; 10 questions."
     assert told == f"Choices: {counts}" and how.endswith("a reward model's MC1 by its reward.")
+    assert (tmp_path / "benchmark_table.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="hhh.json does not exist"):
         benchmark_table.main(benchmark_table.parse_args([str(tmp_path / "none")]))
+
+
+def test_the_picture_shows_what_the_table_says():
+    """A policy beside reward models on static HHH alone; no coin, and no model where a number is missing."""
+    choices = {
+        name: {"models": {"longest": {"all": of(0.6), "balanced": None}, "random": {"all": of(0.5)}}}
+        for name in ("hhh", "dsp", "pairs")
+    }
+    for at, name in enumerate(choices):
+        choices[name]["models"]["rm"] = {"all": of(0.7 + at / 10), "balanced": of(0.2)}
+    shown = benchmark_table.panels({"base": of(0.4)}, choices)
+    assert list(shown["static HHH"]) == ["base", "longest", "rm"] and shown == {
+        "static HHH": {"base": of(0.4), "longest": of(0.6), "rm": of(0.7)},
+        "DSP": {"longest": of(0.6), "rm": of(0.7 + 1 / 10)},
+        "held-out pairs": {"longest": of(0.6), "rm": of(0.7 + 2 / 10)},
+        "longer and shorter alike": {"rm": of(0.2)},
+    }
+    for each in choices.values():
+        each["models"]["rm"]["balanced"] = None
+    assert "longer and shorter alike" not in benchmark_table.panels({}, choices)
 
 
 def test_models_of_one_name_are_refused(tmp_path):
