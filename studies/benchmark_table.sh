@@ -5,8 +5,8 @@
 #
 # Hardware   one GPU; or 2 cores and 12 GB for the embedded model
 # Time       about 4 minutes on an H200 with SIDE_BY_SIDE=True; hours on 2 cores
-# Expected   the table in README.md, and its picture: static HHH, TruthfulQA, DSP, held-out pairs and those of like length, with 95%
-#            intervals, of MODEL, of its reward models, and of the longest response and a random one
+# Expected   the table in README.md and its picture: static HHH, TruthfulQA, DSP, held-out pairs and those of like length,
+#            with 95% intervals, of MODEL, of its reward models, and of the longest response and a random one
 #
 # ANSWERS holds <model>/model_outputs.json of AlpacaEval's published results, best model first in RUBRIC. Each seed makes
 # a reward model of their comparisons, and one more of pairs of which the longer wins (--control length). POLICIES and
