@@ -35,6 +35,7 @@ from alignment.command_line import ArgumentParser, UserError, number, run, table
 from alignment.engines.scoring import SIMULATED, Scorer, local_scorer, scored
 from alignment.intervals import percent, with_interval
 from alignment.journal import Journal
+from alignment.outputs import writing
 from alignment.records import read_json, write_whole
 from alignment.run_cards import check_no_input, claim
 
@@ -246,7 +247,8 @@ def draw_calibration(found: dict[str, dict], path: Path) -> None:
     axes.set_ylim(0, 1)
     axes.legend(fontsize="x-small")
     counts.set_ylim(0)
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

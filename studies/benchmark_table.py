@@ -4,7 +4,7 @@
 
 Reads what studies/benchmark_table.sh left there: <model>.hhh.json and <model>.truthful.json of eval/run_evaluation.py,
 and hhh.json, dsp.json and pairs.json of eval/reward_model.py, each of all reward models and the controls. Prints the
-table, and writes benchmark_table.png beside them.
+table and what each policy is above --base, question by question, and writes benchmark_table.png beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from alignment.command_line import ArgumentParser, UserError, run
-from alignment.intervals import percent, with_interval
+from alignment.intervals import paired_bootstrap, percent, with_interval
+from alignment.outputs import writing
 from alignment.records import read_json
 from alignment.reward_measures import BUCKETS
 
@@ -29,13 +30,17 @@ LENGTH_HELD = "reward and preference, partial"
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("folder", type=Path, help="where the results are")
+    parser.add_argument("--base", metavar="NAME", help="a policy there, from which the others come (default: none)")
     return parser.parse_args(argv)
 
 
 def main(args: Namespace) -> None:
     choices = {name: read_json(args.folder / f"{name}.json", "results") for name in CHOICES}
-    policies = {name: each["results"]["all"] for name, each in results(args.folder, "hhh").items()}
-    truthful = {name: each["results"] for name, each in results(args.folder, "truthful").items()}
+    measured = {benchmark: results(args.folder, benchmark) for benchmark in ("hhh", "truthful")}
+    if args.base and args.base not in measured["hhh"]:
+        raise UserError(f"--base {args.base} is none of {', '.join(measured['hhh'])}")
+    policies = {name: each["results"]["all"] for name, each in measured["hhh"].items()}
+    truthful = {name: each["results"] for name, each in measured["truthful"].items()}
     head = ["% [95% interval]", CHOICES["hhh"], *(f"TruthfulQA {told}" for told in TRUTHFUL.values())]
     head += [CHOICES["dsp"], CHOICES["pairs"], "of these as long, to 10%", "longer and shorter alike"]
     head.append("correlation with preference, length held")
@@ -47,6 +52,9 @@ def main(args: Namespace) -> None:
     questions = next(each["n"] for found in truthful.values() for each in found.values())
     print(f"\nChoices: {', '.join(counts)}, {alike:,} of these as long as each other to 10%; {questions:,} questions.")
     print("MC1 and MC2 are by likelihood, a reward model's MC1 by its reward.")
+    for name in measured["hhh"] if args.base else ():
+        if name != args.base:
+            print(f"{name} above {args.base}, points: {differences(measured, name, args.base)}")
     draw(panels(policies, choices), args.folder / "benchmark_table.png")
 
 
@@ -83,6 +91,18 @@ def reward_row(name: str, choices: dict[str, dict], truthful: dict[str, dict]) -
     ]
 
 
+def differences(measured: dict[str, dict], name: str, base: str) -> str:
+    """What a policy is above its base in each measure, both on the same items, with paired intervals."""
+    told = []
+    for benchmark, measures in (("hhh", {"correct": CHOICES["hhh"]}), ("truthful", TRUTHFUL)):
+        for measure, called in measures.items():
+            sides = [np.array([each[measure] for each in measured[benchmark][who]["items"]]) for who in (name, base)]
+            edges = paired_bootstrap(*sides, np.mean, seed=0)
+            value = with_interval(100 * (sides[0].mean() - sides[1].mean()), tuple(100 * e for e in edges), "+z.1f")
+            told.append(f"{called} {value}")
+    return "; ".join(told)
+
+
 def panels(policies: dict[str, dict], choices: dict[str, dict]) -> dict[str, dict[str, dict]]:
     """{title: {model: accuracy and its interval}}, of all but the random response, which is the picture's line."""
     models = [name for name in choices["hhh"]["models"] if name != "random"]
@@ -111,7 +131,8 @@ def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
         axes.errorbar(100 * right, at, xerr=100 * np.clip([right - low, high - right], 0, None), fmt="o", capsize=2)
         axes.set_title(f"{title}, %", fontsize="medium")
     plots[0].set_yticks(range(len(names)), names)
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)
 
 
 def share(found: dict | None) -> str:

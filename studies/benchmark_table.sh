@@ -95,4 +95,4 @@ beside choices dsp "$DSP"
 beside choices pairs "$OUT/held_out/comparison.json"
 for model in $rewards; do beside truthful "$model"; done
 finish
-$PYTHON studies/benchmark_table.py "$OUT/eval"
+$PYTHON studies/benchmark_table.py "$OUT/eval" --base "$(basename "$MODEL")"

@@ -51,8 +51,26 @@ def test_the_table(tmp_path, capsys):
     counts = "4 of static HHH, 4 of DSP, 30 of held-out pairs, 9 of these as long as each other to 10%; 10 questions."
     assert told == f"Choices: {counts}" and how.endswith("a reward model's MC1 by its reward.")
     assert (tmp_path / "benchmark_table.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="--base other is none of base$"):
+        benchmark_table.main(benchmark_table.parse_args([str(tmp_path), "--base", "other"]))
+    (tmp_path / "benchmark_table.png").unlink()
+    (tmp_path / "benchmark_table.png").mkdir()
+    with pytest.raises(UserError, match="benchmark_table.png cannot be written"):
+        benchmark_table.main(benchmark_table.parse_args([str(tmp_path)]))
     with pytest.raises(UserError, match="hhh.json does not exist"):
         benchmark_table.main(benchmark_table.parse_args([str(tmp_path / "none")]))
+
+
+def test_differences_are_of_the_same_items():
+    """One of two questions turns right: 50 points, of which a bootstrap of two rows may draw none or both. MC2 is 0.1
+    higher in each, so its interval is that alone, though the two questions are far apart."""
+    base = [{"correct": 1.0, "mc1_true_or_false": 0.0, "mc1": 0.0, "mc2": at} for at in (0.1, 0.8)]
+    tuned = [each | {"mc1": at, "mc2": each["mc2"] + 0.1} for at, each in zip((0.0, 1.0), base, strict=True)]
+    measured = {name: {"base": {"items": base}, "tuned": {"items": tuned}} for name in ("hhh", "truthful")}
+    assert benchmark_table.differences(measured, "tuned", "base") == (
+        "static HHH +0.0 [+0.0, +0.0]; MC1, true or false +0.0 [+0.0, +0.0]; MC1 +50.0 [+0.0, +100.0]; "
+        "MC2 +10.0 [+10.0, +10.0]"
+    )
 
 
 def test_the_picture_shows_what_the_table_says():
